@@ -1,0 +1,37 @@
+"""Losses as pure functions `(logits, target, *, hyper-parameters) -> Tensor[batch]`, and their catalogue."""
+
+from lossbook.losses._registry import catalogue, create, lookup, names, parse
+from lossbook.losses.spectral import fourier, fourier_distance
+from lossbook.losses.likelihood import (
+    bootstrap_hard,
+    bootstrap_soft,
+    cross_entropy,
+    focal,
+    kl_divergence,
+    label_smoothing,
+)
+from lossbook.losses.robust import gce, js, nce_rce, sce
+from lossbook.losses.scoring import brier, mae, rps
+
+__all__ = [
+    "bootstrap_hard",
+    "bootstrap_soft",
+    "brier",
+    "catalogue",
+    "create",
+    "cross_entropy",
+    "focal",
+    "fourier",
+    "fourier_distance",
+    "gce",
+    "js",
+    "kl_divergence",
+    "label_smoothing",
+    "lookup",
+    "mae",
+    "names",
+    "nce_rce",
+    "parse",
+    "rps",
+    "sce",
+]

@@ -1,0 +1,220 @@
+"""What every loss shares: its entry in the catalogue, the checks of its input, and float32 or wider arithmetic."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the catalogue: the loss, its properties, and the range of each numeric hyper-parameter.
+
+    The properties are statements about the loss at its defaults. `tests/test_losses.py` checks every one.
+
+    proper     the expected loss under label distribution q is least exactly at p = q
+    symmetric  the sum of the loss over all C labels is the same for every prediction
+    bounded    the loss has a finite upper bound over all logits
+    convex     the loss is convex in the logits
+    smooth     the loss is twice differentiable in the logits
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    proper: bool
+    symmetric: bool
+    bounded: bool
+    convex: bool
+    smooth: bool
+    source: str
+    ranges: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def definition(self) -> str:
+        """First line of the docstring: the formula."""
+        return inspect.getdoc(self.function).splitlines()[0]
+
+    @property
+    def defaults(self) -> dict[str, object]:
+        """Hyper-parameters and their defaults."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+REGISTRY: dict[str, Entry] = {}
+
+
+def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
+    """Enter a loss into the catalogue and wrap it: input checked, autocast off, half precision raised to float32."""
+
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = function.__name__
+
+        @functools.wraps(function)
+        def loss(logits: Tensor, target: Tensor, **hyper) -> Tensor:
+            check_shapes(name, logits, target)
+            for key, interval in (ranges or {}).items():
+                if key in hyper:
+                    check_range(name, key, hyper[key], interval)
+            with torch.autocast(logits.device.type, enabled=False):
+                logits = logits if logits.dtype == torch.float64 else logits.float()
+                target = target.to(logits.dtype) if target.is_floating_point() else target.long()
+                return function(logits, target, **hyper)
+
+        REGISTRY[name] = Entry(name=name, function=loss, ranges=ranges or {}, **properties)
+        return loss
+
+    return decorate
+
+
+def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
+    """Refuse anything but logits (*batch, C >= 2) with indices (*batch) or distributions (*batch, C)."""
+    if not logits.is_floating_point() or logits.ndim < 1 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name}: logits are {logits.dtype} of shape {tuple(logits.shape)}; "
+            "allowed: floating point of shape (batch, classes) with at least 2 classes"
+        )
+    expected = logits.shape if target.is_floating_point() else logits.shape[:-1]
+    if target.shape != expected or target.is_complex() or target.dtype == torch.bool:
+        raise ValueError(
+            f"{name}: target is {target.dtype} of shape {tuple(target.shape)} for logits of shape "
+            f"{tuple(logits.shape)}; allowed: class indices (integers) of shape {tuple(logits.shape[:-1])} "
+            f"or distributions (floating point) of shape {tuple(logits.shape)}"
+        )
+
+
+def check_range(name: str, key: str, value: object, interval: str) -> None:
+    """Refuse a hyper-parameter outside an interval written as in mathematics, for example "(0, 1]"."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    above = number and (value > low or (interval[0] == "[" and value == low))
+    below = number and (value < high or (interval[-1] == "]" and value == high))
+    if not (above and below):
+        raise ValueError(f"{name}: {key}={value!r} was given; allowed: a number in {interval}")
+
+
+def nearest(word: str, allowed) -> str:
+    """A hint for a misspelt word: the nearest allowed one, or nothing."""
+    match = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def names() -> list[str]:
+    """Names of all losses, in the order of the catalogue."""
+    return list(REGISTRY)
+
+
+def parse(spec: str) -> tuple[str, dict[str, object]]:
+    """Split "fourier(s=2, pad=10)" into the name and its hyper-parameters; a bare name has none.
+
+    The values are Python literals and nothing else; no code is run. ValueError for anything else.
+    """
+    try:
+        call = ast.parse(spec.strip(), mode="eval").body
+        if isinstance(call, ast.Name):
+            return call.id, {}
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            return call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    raise ValueError(f"loss {spec!r} was given; allowed: a name or name(key=value, ...), such as fourier(s=2)")
+
+
+def lookup(name: str) -> Entry:
+    """The catalogue entry of a loss; ValueError with the nearest name for an unknown one."""
+    if name not in REGISTRY:
+        raise ValueError(f"unknown loss {name!r}{nearest(name, REGISTRY)} Allowed: {', '.join(REGISTRY)}")
+    return REGISTRY[name]
+
+
+class Loss(nn.Module):
+    """A loss with its hyper-parameters and reduction fixed, for use in a training loop."""
+
+    def __init__(self, entry: Entry, num_classes: int, reduction: str, hyper: dict[str, object]):
+        super().__init__()
+        self.entry, self.num_classes, self.reduction, self.hyper = entry, num_classes, reduction, hyper
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (B, C) against indices (B,) or distributions (B, C), reduced."""
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"{self.entry.name}: logits have {logits.shape[-1]} classes, made for num_classes={self.num_classes}; "
+                f"create the loss with num_classes={logits.shape[-1]}"
+            )
+        values = self.entry.function(logits, target, **self.hyper)
+        return values if self.reduction == "none" else getattr(values, self.reduction)()
+
+    def extra_repr(self) -> str:
+        hyper = "".join(f", {key}={value!r}" for key, value in self.hyper.items())
+        return f"{self.entry.name}, num_classes={self.num_classes}, reduction={self.reduction!r}{hyper}"
+
+
+def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -> Loss:
+    """Make the nn.Module of a loss by name, or by a spec such as "fourier(s=2)".
+
+    name         one of `names()`
+    num_classes  C >= 2
+    reduction    "mean", "sum" or "none" (one value an example)
+    hyper        the loss's own hyper-parameters
+
+    ValueError for an unknown name or hyper-parameter, or a value out of range: before any data is seen.
+    """
+    if name not in REGISTRY and "(" in name:
+        name, parsed = parse(name)
+        hyper = parsed | hyper
+    entry = lookup(name)
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise ValueError(f"{name}: num_classes={num_classes!r} was given; allowed: an integer of at least 2")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{name}: reduction={reduction!r} was given; allowed: 'mean', 'sum', 'none'")
+    for key in hyper:
+        if key not in entry.defaults:
+            allowed = ", ".join(entry.defaults) or "none"
+            raise ValueError(
+                f"{name}: unknown hyper-parameter {key!r}{nearest(key, entry.defaults)} Allowed: {allowed}"
+            )
+    loss = Loss(entry, num_classes, reduction, dict(hyper))
+    loss(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.long))  # a bad value is refused here, not in training
+    return loss
+
+
+def catalogue():
+    """The table of all losses as a pandas DataFrame: definition, hyper-parameters, properties, source."""
+    import pandas
+
+    rows = []
+    for entry in REGISTRY.values():
+        hyper = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items())
+        flags = {flag: getattr(entry, flag) for flag in ("proper", "symmetric", "bounded", "convex", "smooth")}
+        rows.append(
+            {
+                "name": entry.name,
+                "definition": entry.definition,
+                "hyper-parameters": hyper,
+                **flags,
+                "source": entry.source,
+            }
+        )
+    return pandas.DataFrame(rows).set_index("name")
+
+
+def distribution(target: Tensor, like: Tensor) -> Tensor:
+    """Targets as distributions (*batch, C): indices become one-hot, distributions pass. An index >= C raises."""
+    if target.is_floating_point():
+        return target
+    return torch.zeros_like(like).scatter(-1, target.unsqueeze(-1), 1.0)
+
+
+def expected(values: Tensor, target: Tensor) -> Tensor:
+    """Mean of values (*batch, C) under the target: the entry of the given class, or the weighted sum."""
+    if target.is_floating_point():
+        return (target * values).sum(-1)
+    return values.gather(-1, target.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,117 @@
+"""Losses built on the log-likelihood: cross-entropy, Kullback-Leibler divergence, label smoothing, focal loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lossbook.losses._registry import expected, register
+
+
+@register(
+    proper=True, symmetric=False, bounded=False, convex=True, smooth=True, source="maximum likelihood, categorical"
+)
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """-Σ_k y_k ln p_k, with p = softmax(z)
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
+    Gradient in z: p - y for any y that sums to one. Strictly proper, convex in z, unbounded.
+    """
+    return -expected(torch.log_softmax(logits, -1), target)
+
+
+@register(
+    proper=True, symmetric=False, bounded=False, convex=True, smooth=True, source="study (arXiv 2210.16003), by name"
+)
+def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Σ_k y_k (ln y_k - ln p_k), with 0 ln 0 = 0
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
+    Equals cross-entropy less the entropy of y, so the gradient in z is the same p - y; on indices it *is* cross-entropy.
+    """
+    divergence = -expected(torch.log_softmax(logits, -1), target)
+    return divergence + torch.xlogy(target, target).sum(-1) if target.is_floating_point() else divergence
+
+
+@register(
+    proper=False,
+    symmetric=False,
+    bounded=False,
+    convex=True,
+    smooth=True,
+    source="Szegedy et al. 2016; epsilon as in the SCE repository",
+    ranges={"epsilon": "[0, 1]"},
+)
+def label_smoothing(logits: Tensor, target: Tensor, *, epsilon: float = 0.1) -> Tensor:
+    """cross_entropy(z, (1 - ε) y + ε/C)
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
+    Gradient in z: p - (1 - ε) y - ε/C. Convex in z; the minimiser is the smoothed label, not the label.
+    """
+    log_p = torch.log_softmax(logits, -1)
+    return -(1 - epsilon) * expected(log_p, target) - epsilon * log_p.mean(-1)
+
+
+@register(
+    proper=False,
+    symmetric=False,
+    bounded=False,
+    convex=False,
+    smooth=True,
+    source="Lin et al., arXiv 1708.02002; gamma as in the noisy-label literature",
+    ranges={"gamma": "[0, inf)"},
+)
+def focal(logits: Tensor, target: Tensor, *, gamma: float = 0.5) -> Tensor:
+    """-Σ_k y_k (1 - p_k)^γ ln p_k
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
+    Gradient in z for a class y: ((1-p_y)^γ - γ p_y (1-p_y)^(γ-1) ln p_y) (p - e_y); γ = 0 is cross-entropy.
+    The multi-class softmax form; the detection paper's one-against-rest sigmoid form is a different number.
+    """
+    log_p = torch.log_softmax(logits, -1)
+    # For γ < 1 the power has an infinite slope at 0: below the smallest normal number it is held constant.
+    rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+    return -expected(rest**gamma * log_p, target)
+
+
+@register(
+    proper=False,
+    symmetric=False,
+    bounded=False,
+    convex=False,
+    smooth=True,
+    source="Reed et al., arXiv 1412.6596; beta as in the SCE repository",
+    ranges={"beta": "[0, 1]"},
+)
+def bootstrap_soft(logits: Tensor, target: Tensor, *, beta: float = 0.95, detach: bool = False) -> Tensor:
+    """cross_entropy(z, β y + (1 - β) p)
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
+    With detach=False this is β cross-entropy plus (1 - β) times the entropy of p: gradient
+    β (p - y) - (1 - β) p (ln p + H(p)). With detach=True the mixed target is a constant, and the gradient is exactly
+    β (p - y): a rescaled cross-entropy, which is why the entropy term is kept by default.
+    """
+    log_p = torch.log_softmax(logits, -1)
+    p = log_p.exp()
+    return -beta * expected(log_p, target) - (1 - beta) * ((p.detach() if detach else p) * log_p).sum(-1)
+
+
+@register(
+    proper=False,
+    symmetric=False,
+    bounded=False,
+    convex=False,
+    smooth=False,
+    source="Reed et al., arXiv 1412.6596; beta as in the SCE repository",
+    ranges={"beta": "[0, 1]"},
+)
+def bootstrap_hard(logits: Tensor, target: Tensor, *, beta: float = 0.8) -> Tensor:
+    """cross_entropy(z, β y + (1 - β) e_m), with m = argmax p
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
+    Gradient in z: p - β y - (1 - β) e_m. Continuous, with a kink where two classes tie for the maximum.
+    """
+    log_p = torch.log_softmax(logits, -1)
+    return -beta * expected(log_p, target) - (1 - beta) * log_p.amax(-1)
+
+

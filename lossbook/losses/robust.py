@@ -1,0 +1,102 @@
+"""Losses proposed against label noise: generalised, symmetric and normalised cross-entropy, Jensen-Shannon."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lossbook.losses._registry import distribution, expected, register
+
+LOG_OF_ZERO = math.log(1e-4)  # what the SCE and APL code put for ln 0 in the reverse cross-entropy
+
+
+@register(
+    proper=False,
+    symmetric=False,
+    bounded=True,
+    convex=False,
+    smooth=True,
+    source="Zhang & Sabuncu, arXiv 1805.07836",
+    ranges={"q": "(0, 1]"},
+)
+def gce(logits: Tensor, target: Tensor, *, q: float = 0.7) -> Tensor:
+    """Σ_k y_k (1 - p_k^q) / q: generalised cross-entropy
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, 1/q].
+    Gradient in z for a class y: p_y^q (p - e_y). Limits: cross-entropy as q → 0, half of `mae` at q = 1.
+    The power is taken in the log domain, so the gradient lives for every p_y; no clamp cuts it off.
+    """
+    return expected(-torch.expm1(q * torch.log_softmax(logits, -1)), target) / q
+
+
+def reverse_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
+    """-Σ_k p_k ln y_k with ln 0 := ln 1e-4; for a class y it is -ln(1e-4) (1 - p_y), half of `mae` times 9.21."""
+    if target.is_floating_point():
+        log_y = torch.log(target).clamp_min(LOG_OF_ZERO)
+        return -(log_p.exp() * log_y).sum(-1)
+    return LOG_OF_ZERO * torch.expm1(expected(log_p, target))
+
+
+@register(
+    proper=False,
+    symmetric=False,
+    bounded=False,
+    convex=False,
+    smooth=True,
+    source="Wang et al., arXiv 1908.06112; weights for CIFAR-10",
+    ranges={"alpha": "[0, inf)", "beta": "[0, inf)"},
+)
+def sce(logits: Tensor, target: Tensor, *, alpha: float = 0.1, beta: float = 1.0) -> Tensor:
+    """α cross_entropy + β reverse cross-entropy, where ln 0 := ln 1e-4
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
+    Gradient in z for a class y: (α + β A p_y) (p - e_y) with A = -ln 1e-4 = 9.21. MNIST in the literature: α = 0.01.
+    """
+    log_p = torch.log_softmax(logits, -1)
+    return -alpha * expected(log_p, target) + beta * reverse_cross_entropy(log_p, target)
+
+
+@register(
+    proper=False,
+    symmetric=True,
+    bounded=True,
+    convex=False,
+    smooth=True,
+    source="Ma et al., arXiv 2006.13554; weights for CIFAR-10",
+    ranges={"alpha": "[0, inf)", "beta": "[0, inf)"},
+)
+def nce_rce(logits: Tensor, target: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+    """α cross_entropy / Σ_k cross_entropy(z, k) + β reverse cross-entropy: active plus passive
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, α + 9.21 β].
+    Symmetric: the sum over all labels is α + 9.21 β (C - 1). MNIST in the literature: β = 10.
+    """
+    log_p = torch.log_softmax(logits, -1)
+    return alpha * expected(log_p, target) / log_p.sum(-1) + beta * reverse_cross_entropy(log_p, target)
+
+
+@register(
+    proper=False,
+    symmetric=False,
+    bounded=True,
+    convex=False,
+    smooth=True,
+    source="Englesson & Azizpour, arXiv 2105.04522; pi for 20 to 40 % noise",
+    ranges={"pi": "(0, 1)"},
+)
+def js(logits: Tensor, target: Tensor, *, pi: float = 0.7) -> Tensor:
+    """[π KL(y ‖ m) + (1 - π) KL(p ‖ m)] / -(1 - π) ln(1 - π), with m = π y + (1 - π) p
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, H(π)/Z] with
+    H the binary entropy and Z = -(1 - π) ln(1 - π). Limits: cross-entropy as π → 0, half of `mae` as π → 1.
+    """
+    log_p = torch.log_softmax(logits, -1)
+    p, y = log_p.exp(), distribution(target, logits)
+    floor = torch.finfo(p.dtype).tiny
+    mixture = torch.log((pi * y + (1 - pi) * p).clamp_min(floor))
+    # p (ln p - ln m) is written with ln p - ln m = ln(p / m), which stays below -ln(1 - π) where both vanish
+    log_ratio = torch.where(y > 0, log_p - mixture, torch.full_like(p, -math.log1p(-pi)))
+    divergence = pi * (torch.xlogy(y, y) - y * mixture).sum(-1) + (1 - pi) * (p * log_ratio).sum(-1)
+    return divergence / (-(1 - pi) * math.log1p(-pi))

@@ -1,0 +1,47 @@
+"""Losses that compare the predicted distribution with the label as vectors: Brier, absolute error, ranked probability."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lossbook.losses._registry import distribution, register
+
+
+@register(proper=True, symmetric=False, bounded=True, convex=False, smooth=True, source="Brier 1950")
+def brier(logits: Tensor, target: Tensor) -> Tensor:
+    """Σ_k (p_k - y_k)²
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, 2].
+    Gradient in z: p * (g - p·g) with g = 2 (p - y). Strictly proper; not convex in z. The nearest relative of the
+    Fourier loss: the same with s = 0.
+    """
+    return (torch.softmax(logits, -1) - distribution(target, logits)).square().sum(-1)
+
+
+@register(
+    proper=False, symmetric=True, bounded=True, convex=False, smooth=True, source="Ghosh et al., arXiv 1712.09482"
+)
+def mae(logits: Tensor, target: Tensor) -> Tensor:
+    """Σ_k |p_k - y_k|, which is 2 (1 - p_y) for a class y
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, 2].
+    Gradient in z for a class y: 2 p_y (p - e_y). Symmetric: the sum over all labels is 2 (C - 1). Some papers halve it.
+    """
+    if target.is_floating_point():
+        return (torch.softmax(logits, -1) - target).abs().sum(-1)
+    log_p = torch.log_softmax(logits, -1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return -2 * torch.expm1(log_p)
+
+
+@register(proper=True, symmetric=False, bounded=True, convex=False, smooth=True, source="Epstein 1969; arXiv 1611.05916")
+def rps(logits: Tensor, target: Tensor) -> Tensor:
+    """Σ_j (P_j - Y_j)², with P, Y the cumulative sums of p, y: ranked probability score, EMD² on a line
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, C - 1].
+    Gradient in z: p * (g - p·g) with g_k = 2 Σ_{j>=k} (P_j - Y_j). Strictly proper; takes the classes as ordered.
+    """
+    error = torch.softmax(logits, -1) - distribution(target, logits)
+    # A triangular product instead of cumsum, which has no deterministic CUDA kernel in every supported torch.
+    cumulate = torch.ones(error.shape[-1], error.shape[-1] - 1, dtype=error.dtype, device=error.device).triu()
+    return (error @ cumulate).square().sum(-1)

@@ -1,0 +1,195 @@
+"""The Fourier loss (arXiv 2102.02979) and the Fourier-based metric it comes from.
+
+u is the difference of two distributions on a grid of M points, U its unnormalised discrete Fourier transform:
+
+    L = (1/M) Σ_{k≠0} |U_k|² / m(k)^{2s}
+
+The symbol m(k) says how a frequency is measured. The loss is the square of the metric, which is sqrt(L).
+`lossbook.symbolic.fourier` derives what is stated here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from lossbook.losses._registry import check_range, distribution, nearest, register
+
+SYMBOLS = ("wrap", "sin", "raw")
+PLACEMENTS = ("order", "permuted", "hypercube")
+LARGEST_QUADRATIC_FORM = 512  # classes; above it the FFT is used
+
+
+def frequency_weights(shape: Sequence[int], s: float = 1.0, symbol: str = "wrap") -> numpy.ndarray:
+    """m(k)^{-2s} on the whole grid, float64, with an explicit 0 at k = 0.
+
+    shape   points along each axis of the grid
+    symbol  "wrap": |k| folded to the nearest period, min(k, N-k) along an axis, Euclidean norm over axes
+            "sin":  m² = Σ_axes 4 sin²(π k/N), the graph Laplacian of the ring or torus
+            "raw":  k = 0 ... N-1 not folded, Euclidean norm over axes
+    """
+    check_range("fourier", "s", s, "[0, inf)")
+    if symbol not in SYMBOLS:
+        raise ValueError(f"fourier: symbol={symbol!r} was given{nearest(symbol, SYMBOLS)} Allowed: {', '.join(SYMBOLS)}")
+    squared = numpy.zeros(tuple(shape))
+    for axis, points in enumerate(shape):
+        k = numpy.arange(points, dtype=float)
+        along = {"wrap": numpy.minimum(k, points - k), "sin": 2 * numpy.sin(math.pi * k / points), "raw": k}[symbol]
+        squared += numpy.expand_dims(along**2, [a for a in range(len(shape)) if a != axis])
+    squared.flat[0] = 1.0  # set to zero below: never divide by it
+    weights = squared**-s
+    weights.flat[0] = 0.0
+    return weights
+
+
+def class_points(num_classes: int, placement="order", permutation_seed: int = 0) -> numpy.ndarray:
+    """Where each class sits on the grid: integers (C, d).
+
+    placement  "order":     class c at point c of a ring of C points
+               "permuted":  the same ring, classes shuffled by permutation_seed
+               "hypercube": class c at the unit vertex e_c of {0, 1}^C, so that all pairs are alike
+               or a sequence of C distinct points: integers on a ring, or tuples of d integers on a d-dimensional grid
+    """
+    if isinstance(placement, str):
+        if placement not in PLACEMENTS:
+            hint = nearest(placement, PLACEMENTS)
+            raise ValueError(
+                f"fourier: placement={placement!r} was given{hint} Allowed: {', '.join(PLACEMENTS)}, or C points"
+            )
+        if placement == "hypercube":
+            if num_classes > 16:
+                raise ValueError(
+                    f"fourier: placement='hypercube' has 2^C points, and C={num_classes} was given; allowed: C <= 16. "
+                    "All pairs being alike, the loss is a multiple of Brier: use brier"
+                )
+            return numpy.eye(num_classes, dtype=int)
+        order = numpy.arange(num_classes)
+        if placement == "permuted":
+            order = numpy.random.default_rng(permutation_seed).permutation(num_classes)
+        return order[:, None]
+    points = numpy.asarray(placement)
+    points = points[:, None] if points.ndim == 1 else points
+    if points.ndim != 2 or len(points) != num_classes or points.dtype.kind not in "iu" or points.min() < 0:
+        raise ValueError(
+            f"fourier: placement={placement!r} was given; allowed: {', '.join(PLACEMENTS)}, or {num_classes} "
+            "points with coordinates 0, 1, 2, ..., one for each class"
+        )
+    if len(numpy.unique(points, axis=0)) != num_classes:
+        raise ValueError(f"fourier: placement={placement!r} puts two classes on one point; give each its own")
+    return points
+
+
+@functools.lru_cache(maxsize=64)
+def quadratic_form(
+    num_classes: int, s: float = 1.0, symbol: str = "wrap", placement="order", pad: int = 0, permutation_seed: int = 0
+) -> numpy.ndarray:
+    """The matrix Q (C, C), float64, with L = uᵀ Q u: symmetric, positive semidefinite, circulant on a ring.
+
+    pad adds empty points along every axis of the grid, which opens the ring towards a line.
+    """
+    if not isinstance(pad, int) or pad < 0:
+        raise ValueError(f"fourier: pad={pad!r} was given; allowed: an integer >= 0, the empty points to add")
+    points = class_points(num_classes, placement, permutation_seed)
+    shape = tuple(int(n) for n in points.max(0) + 1 + pad)
+    if math.prod(shape) > 2**24:
+        raise ValueError(f"fourier: the grid {shape} has more than 2^24 points; place the classes closer together")
+    green = numpy.fft.ifftn(frequency_weights(shape, s, symbol)).real  # (1/M) Σ_k w_k cos(2π k·x / N)
+    difference = (points[:, None, :] - points[None, :, :]) % numpy.asarray(shape)
+    return green[tuple(numpy.moveaxis(difference, -1, 0))]
+
+
+def _square_root(matrix: numpy.ndarray) -> numpy.ndarray:
+    """Symmetric R with R R = matrix: as ‖u R‖² the loss cannot turn negative by rounding."""
+    values, vectors = numpy.linalg.eigh(matrix)
+    return (vectors * numpy.sqrt(values.clip(0))) @ vectors.T
+
+
+def _constant(function):
+    """Cache a table that depends on hyper-parameters alone, and tell torch.compile that it is a constant."""
+    cached = functools.lru_cache(maxsize=64)(function)
+
+    def table(*key) -> Tensor:
+        return cached(*key)
+
+    # What torch.compiler.assume_constant_result sets, without the seconds that its import of the compiler takes.
+    table._dynamo_marked_constant = True
+    return table
+
+
+@_constant
+def _root(dtype, device, key: tuple) -> Tensor:
+    return torch.from_numpy(_square_root(quadratic_form(*key))).to(dtype=dtype, device=device)
+
+
+@_constant
+def _spectrum(dtype, device, points: int, s: float, symbol: str) -> Tensor:
+    weights = frequency_weights((points,), s, symbol)
+    weights = (weights + numpy.roll(weights[::-1], 1)) / 2  # only this part of "raw" is seen by real u
+    half = weights[: points // 2 + 1].copy()
+    half[1 : (points + 1) // 2] *= 2  # every frequency stands for its conjugate too, but for Nyquist
+    return torch.from_numpy(half / points).to(dtype=dtype, device=device)
+
+
+@register(
+    proper=True,
+    symmetric=False,
+    bounded=True,
+    convex=False,
+    smooth=True,
+    source="Auricchio et al., arXiv 2102.02979; s, symbol and grid are not known from it",
+    ranges={"s": "[0, inf)"},
+)
+def fourier(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    s: float = 1.0,
+    symbol: str = "wrap",
+    placement="order",
+    pad: int = 0,
+    permutation_seed: int = 0,
+) -> Tensor:
+    """(1/M) Σ_{k≠0} |U_k|² / m(k)^{2s}, with U the DFT of p - y over the M grid points
+
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, max over two
+    labels]. s = 0 is `brier`. Gradient in z: p * (g - p·g) with g = 2 Q (p - y), Q = `quadratic_form(...)`.
+    Strictly proper, not symmetric, convex in p and not in z, infinitely often differentiable.
+
+    s          order >= 0 of the metric
+    symbol     "wrap", "sin" or "raw": see `frequency_weights`
+    placement  of the classes on the grid: see `class_points`
+    pad        empty points added along every axis of the grid
+    """
+    error = torch.softmax(logits, -1) - distribution(target, logits)
+    classes = error.shape[-1]
+    if classes > LARGEST_QUADRATIC_FORM and placement == "order":
+        weights = _spectrum(error.dtype, error.device, classes + pad, s, symbol)
+        transformed = torch.view_as_real(torch.fft.rfft(error, n=classes + pad))
+        return (transformed.square().sum(-1) * weights).sum(-1)
+    placement = placement if isinstance(placement, str) else tuple(map(_hashable, placement))
+    root = _root(error.dtype, error.device, (classes, s, symbol, placement, pad, permutation_seed))
+    return (error @ root).square().sum(-1)
+
+
+def _hashable(point):
+    return point if isinstance(point, int) else tuple(point)
+
+
+def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wrap", dims: int = 1) -> Tensor:
+    """The Fourier-based metric sqrt(L) between distributions on a periodic grid, by FFT in O(M log M).
+
+    x, y    (*batch, N_1, ..., N_dims), of equal total mass (the mass itself, k = 0, is not seen)
+    returns (*batch). Not differentiable where x = y: train on its square.
+    """
+    if x.shape != y.shape or x.ndim < dims:
+        raise ValueError(f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes")
+    shape = x.shape[x.ndim - dims :]
+    weights = torch.from_numpy(frequency_weights(shape, s, symbol)).to(dtype=x.dtype, device=x.device)
+    transformed = torch.fft.fftn(x - y, dim=tuple(range(-dims, 0)))
+    power = torch.view_as_real(transformed).square().sum(-1)
+    return ((power * weights).flatten(-dims).sum(-1) / math.prod(shape)).sqrt()
