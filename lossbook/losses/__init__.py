@@ -1,7 +1,6 @@
 """Losses as pure functions `(logits, target, *, hyper-parameters) -> Tensor[batch]`, and their catalogue."""
 
 from lossbook.losses._registry import catalogue, create, lookup, names, parse
-from lossbook.losses.spectral import fourier, fourier_distance
 from lossbook.losses.likelihood import (
     bootstrap_hard,
     bootstrap_soft,
@@ -12,6 +11,7 @@ from lossbook.losses.likelihood import (
 )
 from lossbook.losses.robust import gce, js, nce_rce, sce
 from lossbook.losses.scoring import brier, mae, rps
+from lossbook.losses.spectral import fourier, fourier_distance
 
 __all__ = [
     "bootstrap_hard",

@@ -102,9 +102,9 @@ def check_range(name: str, key: str, value: object, interval: str) -> None:
 
 
 def nearest(word: str, allowed) -> str:
-    """A hint for a misspelt word: the nearest allowed one, or nothing."""
+    """The end of an error sentence about an unknown word: the nearest allowed one, or a full stop."""
     match = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    return f"; did you mean {match[0]!r}?" if match else "."
 
 
 def names() -> list[str]:

@@ -9,7 +9,12 @@ from lossbook.losses._registry import expected, register
 
 
 @register(
-    proper=True, symmetric=False, bounded=False, convex=True, smooth=True, source="maximum likelihood, categorical"
+    proper=True,
+    symmetric=False,
+    bounded=False,
+    convex=True,
+    smooth=True,
+    source="maximum likelihood, categorical",
 )
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """-Σ_k y_k ln p_k, with p = softmax(z)
@@ -21,7 +26,12 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 @register(
-    proper=True, symmetric=False, bounded=False, convex=True, smooth=True, source="study (arXiv 2210.16003), by name"
+    proper=True,
+    symmetric=False,
+    bounded=False,
+    convex=True,
+    smooth=True,
+    source="study (arXiv 2210.16003), by name",
 )
 def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
     """Σ_k y_k (ln y_k - ln p_k), with 0 ln 0 = 0
@@ -113,5 +123,3 @@ def bootstrap_hard(logits: Tensor, target: Tensor, *, beta: float = 0.8) -> Tens
     """
     log_p = torch.log_softmax(logits, -1)
     return -beta * expected(log_p, target) - (1 - beta) * log_p.amax(-1)
-
-

@@ -20,7 +20,12 @@ def brier(logits: Tensor, target: Tensor) -> Tensor:
 
 
 @register(
-    proper=False, symmetric=True, bounded=True, convex=False, smooth=True, source="Ghosh et al., arXiv 1712.09482"
+    proper=False,
+    symmetric=True,
+    bounded=True,
+    convex=False,
+    smooth=True,
+    source="Ghosh et al., arXiv 1712.09482",
 )
 def mae(logits: Tensor, target: Tensor) -> Tensor:
     """Σ_k |p_k - y_k|, which is 2 (1 - p_y) for a class y
@@ -34,7 +39,14 @@ def mae(logits: Tensor, target: Tensor) -> Tensor:
     return -2 * torch.expm1(log_p)
 
 
-@register(proper=True, symmetric=False, bounded=True, convex=False, smooth=True, source="Epstein 1969; arXiv 1611.05916")
+@register(
+    proper=True,
+    symmetric=False,
+    bounded=True,
+    convex=False,
+    smooth=True,
+    source="Epstein 1969; arXiv 1611.05916",
+)
 def rps(logits: Tensor, target: Tensor) -> Tensor:
     """Σ_j (P_j - Y_j)², with P, Y the cumulative sums of p, y: ranked probability score, EMD² on a line
 

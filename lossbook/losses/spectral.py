@@ -35,7 +35,9 @@ def frequency_weights(shape: Sequence[int], s: float = 1.0, symbol: str = "wrap"
     """
     check_range("fourier", "s", s, "[0, inf)")
     if symbol not in SYMBOLS:
-        raise ValueError(f"fourier: symbol={symbol!r} was given{nearest(symbol, SYMBOLS)} Allowed: {', '.join(SYMBOLS)}")
+        raise ValueError(
+            f"fourier: symbol={symbol!r} was given{nearest(symbol, SYMBOLS)} Allowed: {', '.join(SYMBOLS)}"
+        )
     squared = numpy.zeros(tuple(shape))
     for axis, points in enumerate(shape):
         k = numpy.arange(points, dtype=float)
@@ -86,7 +88,12 @@ def class_points(num_classes: int, placement="order", permutation_seed: int = 0)
 
 @functools.lru_cache(maxsize=64)
 def quadratic_form(
-    num_classes: int, s: float = 1.0, symbol: str = "wrap", placement="order", pad: int = 0, permutation_seed: int = 0
+    num_classes: int,
+    s: float = 1.0,
+    symbol: str = "wrap",
+    placement="order",
+    pad: int = 0,
+    permutation_seed: int = 0,
 ) -> numpy.ndarray:
     """The matrix Q (C, C), float64, with L = uᵀ Q u: symmetric, positive semidefinite, circulant on a ring.
 
@@ -187,7 +194,9 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
     returns (*batch). Not differentiable where x = y: train on its square.
     """
     if x.shape != y.shape or x.ndim < dims:
-        raise ValueError(f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes")
+        raise ValueError(
+            f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes"
+        )
     shape = x.shape[x.ndim - dims :]
     weights = torch.from_numpy(frequency_weights(shape, s, symbol)).to(dtype=x.dtype, device=x.device)
     transformed = torch.fft.fftn(x - y, dim=tuple(range(-dims, 0)))

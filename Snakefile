@@ -1,0 +1,142 @@
+"""One job a notebook, each run by papermill in a process of its own and written to build/, under the same path.
+
+    snakemake --cores 2 --config profile=quick            every notebook
+    snakemake --cores 2 --config profile=quick -- figures    the figures alone, from the committed tables
+
+A job runs again when its notebook, the part of the library it uses, or the profile has changed. The rows of single
+runs (data/runs/) are no outputs here: the library keeps them, and a rerun skips those that are there.
+"""
+
+import json
+import re
+import sys
+from glob import glob
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+PROFILES = ("smoke", "quick", "paper")
+
+config.setdefault("profile", "quick")
+if config["profile"] not in PROFILES:
+    raise WorkflowError(f"profile={config['profile']} is unknown; allowed: {', '.join(PROFILES)}")
+if unknown := set(config) - {"profile"}:
+    raise WorkflowError(f"--config {', '.join(sorted(unknown))}: unknown; the only setting is profile=...")
+
+
+def results(pattern):
+    """Where the executed copies of the notebooks go that match a pattern."""
+    return [f"build/{notebook}" for notebook in sorted(glob(f"notebooks/{pattern}.ipynb", recursive=True))]
+
+
+def library(*patterns):
+    """The Python files of these parts of the library."""
+    return sorted({path for pattern in patterns for path in glob(f"lossbook/{pattern}.py", recursive=True)})
+
+
+def profile_argument(wildcards):
+    """The profile, for papermill, where the experiment has it among its parameters."""
+    notebook = Path("notebooks/experiments", f"{wildcards.name}.ipynb")
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            if re.search(r"^profile\b", "".join(cell["source"]), flags=re.MULTILINE):
+                return f"-p profile {config['profile']}"
+    return ""
+
+
+def every_core(wildcards):
+    """All cores, so that an experiment, which starts workers of its own, runs alone; two on a cluster."""
+    try:
+        return workflow.cores
+    except WorkflowError:
+        return 2
+
+
+rule all:
+    input:
+        results("derivations/*"),
+        results("experiments/*"),
+        results("figures/*"),
+        results("00_start_here"),
+
+
+rule figures:
+    input:
+        results("figures/*"),
+
+
+# A copy has another name until it is complete, and stays under it where a cell fails. One thread a process: results
+# that do not depend on the number of cores.
+rule derivation:
+    input:
+        notebook="notebooks/derivations/{name}.ipynb",
+        library=library("symbolic/**/*", "losses/**/*", "figures"),
+    output:
+        "build/notebooks/derivations/{name}.ipynb",
+    log:
+        "build/notebooks/derivations/{name}.log",
+    params:
+        parameters="",
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        """
+        unset MPLBACKEND
+        export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+        running={output:q}
+        running="${{running%.ipynb}}.running.ipynb"
+        SECONDS=0
+        {sys.executable:q} -m papermill -k python3 --cwd "$(dirname {input.notebook:q})" --no-progress-bar \
+            --log-level WARNING {params.parameters} {input.notebook:q} "$running" > {log:q} 2>&1 || {{
+            cat {log:q} >&2
+            echo "FAILED   {input.notebook}: its cells up to the error are in $running" >&2
+            exit 1
+        }}
+        mv "$running" {output:q}
+        printf '%5d s  %s\n' "$SECONDS" {input.notebook:q}
+        """
+
+
+use rule derivation as experiment with:
+    input:
+        notebook="notebooks/experiments/{name}.ipynb",
+        library=library("**/*"),
+    output:
+        "build/notebooks/experiments/{name}.ipynb",
+    log:
+        "build/notebooks/experiments/{name}.log",
+    params:
+        parameters=profile_argument,
+    threads: every_core
+    resources:
+        mem_mb=16000,
+        runtime=480,
+
+
+use rule derivation as figure with:
+    input:
+        notebook="notebooks/figures/{name}.ipynb",
+        library=library("figures", "results"),
+        tables=sorted(glob("data/results/*.parquet")),
+    output:
+        "build/notebooks/figures/{name}.ipynb",
+    log:
+        "build/notebooks/figures/{name}.log",
+
+
+use rule derivation as start_here with:
+    input:
+        notebook="notebooks/00_start_here.ipynb",
+        library=library("claims"),
+        claims=glob("data/claims.csv"),
+    output:
+        "build/notebooks/00_start_here.ipynb",
+    log:
+        "build/notebooks/00_start_here.log",
+
+
+onstart:
+    total = len(results("**/*"))
+    print(f"Running what has changed of {total} notebooks, profile {config['profile']}; a line as each is done.", flush=True)

@@ -1,0 +1,125 @@
+"""Rows of runs: written one file a run as each ends, read as one table, published into data/results, summarised."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy
+import pandas
+from scipy import stats
+
+PROJECT = Path(__file__).resolve().parent.parent
+PUBLISHED = PROJECT / "data" / "results"  # committed: one table an experiment
+RUNS = PROJECT / "data" / "runs"  # this machine's own: one file a run, ignored by git
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call write(temporary path) and move the file into place: a reader sees all of it or nothing, also after a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def row_path(experiment: str, run_hash: str, folder: str | Path | None = None) -> Path:
+    """Where the row of a run lies: <folder>/<experiment>/<hash>.parquet; folder defaults to data/runs."""
+    return Path(folder or RUNS) / experiment / f"{run_hash}.parquet"
+
+
+def write_row(row: dict[str, object], experiment: str, folder: str | Path | None = None) -> None:
+    """Write the row of one run."""
+    frame = pandas.DataFrame([row])
+    write_atomically(row_path(experiment, row["hash"], folder), lambda path: frame.to_parquet(path, index=False))
+
+
+def published(experiment: str) -> pandas.DataFrame:
+    """The committed table of an experiment; empty where there is none yet."""
+    path = PUBLISHED / f"{experiment}.parquet"
+    return pandas.read_parquet(path) if path.is_file() else pandas.DataFrame({"hash": pandas.Series(dtype=str)})
+
+
+def load(experiment: str, folder: str | Path | None = None, with_published: bool = True) -> pandas.DataFrame:
+    """All rows of an experiment: this machine's runs, and the published ones that it did not run itself.
+
+    A row file that cannot be read is refused by name; delete it and run the sweep again.
+    """
+    frames = []
+    for path in sorted((Path(folder or RUNS) / experiment).glob("*.parquet")):
+        try:
+            frames.append(pandas.read_parquet(path))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and run the sweep again") from error
+    if with_published:
+        frames.append(published(experiment))
+    rows = pandas.concat(frames, ignore_index=True) if frames else published("none")
+    return rows.drop_duplicates("hash", keep="first").reset_index(drop=True)
+
+
+def publish(experiment: str, datasets: list[str] | None = None, folder: str | Path | None = None) -> Path:
+    """Merge this machine's rows (of the named data sets) into the committed table and return its path."""
+    rows = load(experiment, folder)
+    if datasets:
+        rows = rows[rows["dataset"].isin(datasets) | rows["hash"].isin(published(experiment)["hash"])]
+    order = [
+        "dataset",
+        "model",
+        "noise_kind",
+        "noise_rate",
+        "image_noise",
+        "image_level",
+        "loss",
+        "seed",
+        "hash",
+    ]
+    rows = rows.sort_values(order).reset_index(drop=True)
+    path = PUBLISHED / f"{experiment}.parquet"
+    write_atomically(path, lambda temporary: rows.to_parquet(temporary, index=False, compression="zstd"))
+    return path
+
+
+def interval(values) -> tuple[float, float, int]:
+    """Mean, half-width of its 95 % interval (Student's t; NaN for one value), and n."""
+    values = numpy.asarray(values, dtype=float)
+    values = values[numpy.isfinite(values)]
+    n = len(values)
+    if n < 2:
+        return (values.mean() if n else numpy.nan), numpy.nan, n
+    return values.mean(), stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / numpy.sqrt(n), n
+
+
+def paired_differences(
+    rows: pandas.DataFrame, baseline: str, by: list[str], value: str = "test_accuracy"
+) -> pandas.DataFrame:
+    """Each loss less the baseline, seed by seed: mean, 95 % half-width, n and the t-test's p, Holm-corrected.
+
+    rows      one row a run with columns `loss`, `seed`, `by` and `value`
+    baseline  the loss to compare with
+    by        columns that name a setting; the differences are taken and the correction made inside each
+    """
+    keys = [*by, "seed"]
+    reference = rows.loc[rows["loss"] == baseline, [*keys, value]].rename(columns={value: "reference"})
+    paired = rows[rows["loss"] != baseline].merge(reference, on=keys)
+    paired["difference"] = paired[value] - paired["reference"]
+    table = []
+    for setting, group in paired.groupby([*by, "loss"], sort=False):
+        mean, half, n = interval(group["difference"])
+        spread = group["difference"].std(ddof=1) if n > 1 else 0.0
+        p = stats.ttest_1samp(group["difference"], 0).pvalue if n > 1 and spread > 0 else numpy.nan
+        table.append([*setting, mean, half, n, p])
+    frame = pandas.DataFrame(table, columns=[*by, "loss", "difference", "half_width", "n", "p"])
+    frame["p_holm"] = frame.groupby(by, sort=False)["p"].transform(holm) if by else holm(frame["p"])
+    return frame
+
+
+def holm(p: pandas.Series) -> pandas.Series:
+    """Holm's step-down correction; NaN stays NaN."""
+    ranked = p.dropna().sort_values()
+    adjusted = (ranked * numpy.arange(len(ranked), 0, -1)).cummax().clip(upper=1.0)
+    return adjusted.reindex(p.index)
