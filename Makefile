@@ -9,7 +9,8 @@ PYTEST    := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscop
 # run leaves its lock behind. Its own talk is left out, its errors and the line of each notebook are not.
 SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES) --scheduler greedy --keep-going --rerun-incomplete --nolock \
              --quiet rules progress host reason
-UNTALKED  := 2>&1 | { grep --line-buffered -vE '^(Assuming|Building|Using|Select|Execute|Complete|Elapsed|Nothing) ' || true; }
+QUIETLY   := 2>&1 | \
+             { grep --line-buffered -vE '^(Assuming|Building|Using|Select|Execute|Complete|Elapsed|Nothing) ' || true; }
 
 # Kernels choose the inline back end themselves, unless this variable is in their way.
 unexport MPLBACKEND
@@ -23,7 +24,7 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 reproduce: .venv/.installed  ## run every notebook at the quick profile, redraw the figures, show the claims
-	@set -o pipefail; $(SNAKEMAKE) --config profile=quick $(UNTALKED)
+	@set -o pipefail; $(SNAKEMAKE) --config profile=quick $(QUIETLY)
 	@$(BIN)/lossbook claims
 	@echo "Executed notebooks: build/notebooks/   figures: figures/   tables: data/results/   claims: data/claims.csv"
 
@@ -35,10 +36,10 @@ test: .venv/.installed  ## lint, tests, and the derivations compared with their 
 		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/derivations
 
 lab: .venv/.installed  ## open JupyterLab on the first notebook
-	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
+	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 figures: .venv/.installed  ## redraw every figure from the committed tables, without training
-	@set -o pipefail; $(SNAKEMAKE) --config profile=quick -- figures $(UNTALKED)
+	@set -o pipefail; $(SNAKEMAKE) --config profile=quick -- figures $(QUIETLY)
 	@echo "Figures: figures/"
 
 paper: .venv/.installed  ## run the experiments at the paper profile, on the GPU where there is one; resumes
@@ -62,8 +63,8 @@ $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 		echo "lossbook needs Python 3.11 to 3.13, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." \
 			"Name another one, such as: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "'$(PYTHON)' comes without the venv module. Install it (Debian and Ubuntu: apt install python3-venv)," \
 			"or name another Python: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall 'uv>=0.5'

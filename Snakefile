@@ -138,5 +138,5 @@ use rule derivation as start_here with:
 
 
 onstart:
-    total = len(results("**/*"))
-    print(f"Running what has changed of {total} notebooks, profile {config['profile']}; a line as each is done.", flush=True)
+    total, profile = len(results("**/*")), config["profile"]
+    print(f"Running what has changed of {total} notebooks, profile {profile}; a line as each is done.", flush=True)

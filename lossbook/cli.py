@@ -60,11 +60,11 @@ def _losses(given) -> int:
 def _data(given) -> int:
     from lossbook import data
 
-    for name in given.names or [n for n in data.NAMES if n == "digits" or (data.data_root() / f"{n}.npz").is_file()]:
+    there = [name for name in data.NAMES if name == "digits" or (data.data_root() / f"{name}.npz").is_file()]
+    for name in given.names or there:
         dataset = data.load(name)
-        print(
-            f"{name:14} {len(dataset.y_train)} training and {len(dataset.y_test)} test images {dataset.x_train.shape[1:]}"
-        )
+        shape, train, test = dataset.x_train.shape[1:], len(dataset.y_train), len(dataset.y_test)
+        print(f"{name:14} {train} training and {test} test images {shape}")
     return 0
 
 

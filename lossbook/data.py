@@ -5,15 +5,15 @@ NHW (grey) or NHWC (colour). ``root`` is the argument, else the environment vari
 ``data/`` of the project. ``digits`` comes with scikit-learn and needs no file.
 """
 
-import difflib
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from lossbook.checks import check_name
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 CHUNK = 4096  # images worked on at a time, which bounds the memory of temporaries
@@ -83,15 +83,6 @@ class Dataset:
         """``(channels, height, width)`` of one image as a network sees it."""
         height, width, *channels = self.x_train.shape[1:]
         return (channels[0] if channels else 1, height, width)
-
-
-def check_name(what: str, name: object, allowed: Iterable[str]) -> None:
-    """Refuse, with a ValueError that gives the nearest name, a ``name`` that is not among ``allowed``."""
-    allowed = tuple(allowed)
-    if name not in allowed:
-        near = difflib.get_close_matches(str(name), allowed, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(allowed)}.{hint}")
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from lossbook.losses._registry import nearest
+from lossbook.checks import check_name
 
 
 def mlp(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
@@ -71,8 +71,7 @@ MODELS = {"mlp": mlp, "cnn_small": cnn_small, "cnn8": cnn8, "resnet18": resnet18
 
 def lookup(name: str):
     """The function that builds a network; ValueError with the nearest name for an unknown one."""
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}{nearest(name, MODELS)} Allowed: {', '.join(MODELS)}")
+    check_name("model", name, MODELS)
     return MODELS[name]
 
 

@@ -10,7 +10,8 @@ import math
 import numpy as np
 import torch
 
-from lossbook.data import CHUNK, check_name
+from lossbook.checks import check_name
+from lossbook.data import CHUNK
 
 LABEL_KINDS = ("none", "symmetric", "uniform", "pair", "ring", "asymmetric")
 IMAGE_KINDS = ("none", "gaussian", "salt_pepper", "blur")

@@ -16,7 +16,7 @@ RUNS = PROJECT / "data" / "runs"  # this machine's own: one file a run, ignored 
 
 
 def write_atomically(path: Path, write) -> None:
-    """Call write(temporary path) and move the file into place: a reader sees all of it or nothing, also after a kill."""
+    """Call write(temporary path) and move the file into place: readers see all of it or nothing, even after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
     os.close(handle)

@@ -1,8 +1,8 @@
 """The grids of the experiments, and the sweep that runs what is missing of them.
 
-An experiment is tuned first: each loss gets the same learning rates to choose from, judged by the (noisy) validation
-split of a seed that is not used again. Then the grid is run with the rate chosen. Every run is a `Config`, every
-result a row; a row that is there is not run again.
+An experiment is tuned first: each loss gets the same learning rates to choose from, judged on clean data by the
+validation split of a seed that is not used again. Then the grid is run with the rate chosen. Every run is a `Config`,
+every result a row; a row that is there is not run again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import ModuleType
 import pandas
 
 from lossbook import data, models, results
-from lossbook.losses._registry import nearest
+from lossbook.checks import check_name
 from lossbook.training import Config, canonical_loss, default_device, train
 
 LOSSES = (
@@ -53,7 +53,7 @@ class Grid:
     seeds: tuple[int, ...]
     epochs: int
     learning_rates: tuple[float, ...] = (1e-3,)
-    tuning_noise: tuple[str, float] = ("symmetric", 0.4)
+    tuning_noise: tuple[str, float] = ("none", 0.0)
     batch_size: int = 128
     mode: str = "exact"
     augment: str = "none"
@@ -79,20 +79,20 @@ def noisy_labels(profile: str, dataset: str, model: str) -> Grid:
         )
     if model == "mlp":
         settings = SYMMETRIC + wrong + (("symmetric", 0.8), ("pair", 0.4), ("ring", 0.4))
-        return Grid(LOSSES, settings, (0, 1, 2, 3, 4), 12, learning_rates=(3e-4, 1e-3, 3e-3), mode="fast")
+        rates = (3e-4, 1e-3, 3e-3)
+        return Grid(LOSSES, settings, (0, 1, 2, 3, 4), epochs=15, learning_rates=rates, batch_size=512, mode="fast")
     epochs = {"cnn_small": 6, "cnn8": 60, "resnet18": 60}[model]
     augment = "shift_flip" if dataset.startswith("cifar") and model != "cnn_small" else "none"
     settings = (("symmetric", 0.0), ("symmetric", 0.4), *wrong)
-    return Grid(LOSSES, settings, (0, 1, 2, 3, 4), epochs, mode="fast", augment=augment)
+    return Grid(LOSSES, settings, (0, 1, 2, 3, 4), epochs, batch_size=256, mode="fast", augment=augment)
 
 
 def noisy_images(profile: str, dataset: str, model: str) -> Grid:
     """Losses against noise on the training images; every network is judged on the panel of noisy test sets too."""
     base = noisy_labels(profile, dataset, model)
-    tuning = ("none", 0.0)
     if profile == "smoke":
-        return replace(base, noise=TRAINING_IMAGES[:2], tuning_noise=tuning)
-    return replace(base, losses=IMAGE_LOSSES, noise=TRAINING_IMAGES, seeds=base.seeds[:3], tuning_noise=tuning)
+        return replace(base, noise=TRAINING_IMAGES[:2])
+    return replace(base, losses=IMAGE_LOSSES, noise=TRAINING_IMAGES, seeds=base.seeds[:3])
 
 
 EXPERIMENTS: dict[str, Callable[[str, str, str], Grid]] = {
@@ -136,17 +136,10 @@ def plan(
     losses, noise, seeds and epochs replace those of the profile where they are given; noise is written
     "symmetric 0.4". out is the folder of the rows, data/runs by default.
     """
-    if experiment not in EXPERIMENTS:
-        raise ValueError(
-            f"unknown experiment {experiment!r}{nearest(experiment, EXPERIMENTS)} Allowed: {', '.join(EXPERIMENTS)}"
-        )
-    for key, value, allowed in (
-        ("profile", profile, PROFILES),
-        ("dataset", dataset, data.NAMES),
-        ("model", model, models.MODELS),
-    ):
-        if value not in allowed:
-            raise ValueError(f"unknown {key} {value!r}{nearest(value, allowed)} Allowed: {', '.join(allowed)}")
+    check_name("experiment", experiment, EXPERIMENTS)
+    check_name("profile", profile, PROFILES)
+    check_name("dataset", dataset, data.NAMES)
+    check_name("model", model, models.MODELS)
     for key, value in (("losses", losses), ("noise", noise), ("seeds", seeds)):
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise ValueError(f"{key}={value!r} was given; allowed: a list, empty for that of the profile")
@@ -194,7 +187,7 @@ def parse_noise(text: str) -> tuple[str, float]:
 
 
 def settings(experiment: str, names: dict[str, object]) -> Plan:
-    """The plan of a notebook, from its `globals()`: a name that is no parameter is refused, which papermill does not."""
+    """The plan of a notebook, from its `globals()`: a name that is no parameter is refused; papermill only warns."""
     hidden = {"In", "Out", "exit", "quit", "get_ipython", "open"}
     given = {
         key: value
@@ -203,8 +196,7 @@ def settings(experiment: str, names: dict[str, object]) -> Plan:
     }
     allowed = plan.__annotations__.keys() - {"experiment", "return"}
     for key in given:
-        if key not in allowed:
-            raise ValueError(f"unknown parameter {key!r}{nearest(key, allowed)} Allowed: {', '.join(sorted(allowed))}")
+        check_name("parameter", key, sorted(allowed))
     return plan(experiment, **given)
 
 

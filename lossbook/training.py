@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lossbook import __version__, data, losses, models, noise
-from lossbook.losses._registry import nearest
+from lossbook.checks import check_name, check_range
 
 OPTIMISERS = ("adam", "sgd")
 AUGMENTATIONS = ("none", "shift_flip")
@@ -83,24 +83,21 @@ class Config:
             ("optimiser", OPTIMISERS),
             ("mode", MODES),
         ):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"unknown {name} {value!r}{nearest(value, allowed)} Allowed: {', '.join(allowed)}")
-        for name, low, high, kind in (
-            ("noise_rate", 0, 1, float),
-            ("image_level", 0, math.inf, float),
-            ("learning_rate", 0, math.inf, float),
-            ("weight_decay", 0, math.inf, float),
-            ("epochs", 1, math.inf, int),
-            ("batch_size", 1, math.inf, int),
-            ("train_size", 0, math.inf, int),
-            ("seed", 0, math.inf, int),
+            check_name(name, getattr(self, name), allowed)
+        for name, kind, interval in (
+            ("noise_rate", float, "[0, 1]"),
+            ("image_level", float, "[0, inf)"),
+            ("learning_rate", float, "(0, inf)"),
+            ("weight_decay", float, "[0, inf)"),
+            ("epochs", int, "[1, inf)"),
+            ("batch_size", int, "[1, inf)"),
+            ("train_size", int, "[0, inf)"),
+            ("seed", int, "[0, inf)"),
         ):
             value = getattr(self, name)
-            number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-            if not number or not (low <= value <= high) or not math.isfinite(value):
-                what = "a whole number" if kind is int else "a number"
-                raise ValueError(f"{name}={value!r} was given; allowed: {what} from {low} to {high}")
+            check_range(name, value, interval)
+            if kind is int and not isinstance(value, int):
+                raise ValueError(f"{name}={value!r} was given; allowed: a whole number in {interval}")
             object.__setattr__(self, name, kind(value))
         # one spelling for the same thing, so that the same run has the same hash
         object.__setattr__(self, "loss", canonical_loss(self.loss))
@@ -153,7 +150,7 @@ def _images(name: str) -> tuple[data.Dataset, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Split:
-    """The tensors of a run, on its device. Images are standardised; `labels` are the noisy ones of the training data."""
+    """The tensors of a run, on its device. Images are standardised; `labels` are the noisy training labels."""
 
     train: Tensor
     labels: Tensor
@@ -188,7 +185,8 @@ def prepare(config: Config, device: torch.device) -> Split:
     def standard(images: Tensor, kind: str = "none", level: float = 0.0, purpose: str = "images") -> Tensor:
         if kind != "none":
             images = noise.corrupt_images(images, kind, level, generator(purpose, config.seed))
-        return ((images - mean) / std).to(device)
+        images = (images - mean) / std
+        return images.to(device, torch.bfloat16 if config.mode == "fast" else torch.float32)
 
     images = standard(x_train, config.image_noise, config.image_level)
     order = torch.randperm(len(clean), generator=generator("split", config.seed))
@@ -242,7 +240,7 @@ def precision(mode: str, device: torch.device):
 def one_thread(device: torch.device):
     """On the CPU every run uses one thread: a sum has one order, so the same configuration gives the same row.
 
-    Numbers below 1e-38 are flushed to zero there: a loss that has all but vanished would otherwise run ten times slower.
+    Numbers below 1e-38 are flushed to zero there: arithmetic on them is many times slower.
     """
     if device.type != "cpu":
         yield

@@ -280,9 +280,7 @@ def test_class_names_are_those_of_torchvision():
         assert list(data.SETS[name].classes) == sorted(data.SETS[name].classes)
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("Error downloading train-images"), OSError("no route to host")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("Error downloading train-images"), OSError("no route to host")])
 def test_without_a_network_the_error_says_what_to_do(monkeypatch, tmp_path, error):
     no_network(monkeypatch, error)
     with pytest.raises(data.DataError) as caught:
@@ -301,9 +299,7 @@ def test_a_download_of_the_wrong_shape_is_not_kept(small, monkeypatch, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "error, raised", [(OSError(28, "No space left"), data.DataError), (KeyboardInterrupt,) * 2]
-)
+@pytest.mark.parametrize("error, raised", [(OSError(28, "No space left"), data.DataError), (KeyboardInterrupt,) * 2])
 @pytest.mark.parametrize("step", ["save", "fsync", "replace"])
 def test_a_failure_while_writing_leaves_no_file(small, monkeypatch, tmp_path, step, error, raised):
     fake_torchvision(monkeypatch, "mnist", random_arrays("mnist"))
@@ -382,9 +378,7 @@ def test_standardised_images_have_mean_zero_and_deviation_one(seed, channels):
     images = np.random.default_rng(seed).integers(0, 256, (7, 5, 6, channels), dtype=np.uint8)
     x = data.standardise(images).double()
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(channels).double(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(
-        x.std((0, 2, 3), correction=0), torch.ones(channels).double(), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(x.std((0, 2, 3), correction=0), torch.ones(channels).double(), atol=1e-6, rtol=0)
 
 
 def test_test_images_take_the_statistics_of_the_training_images():

@@ -152,8 +152,7 @@ def test_cifar100_goes_round_its_twenty_superclasses_of_five():
 @pytest.mark.parametrize("rate", [0.1, 0.4, 0.8, 1.0])
 @pytest.mark.parametrize(
     "kind, num_classes, dataset",
-    [(kind, 10, "cifar10") for kind in noise.LABEL_KINDS]
-    + [("asymmetric", 100, "cifar100"), ("ring", 3, None)],
+    [(kind, 10, "cifar10") for kind in noise.LABEL_KINDS] + [("asymmetric", 100, "cifar100"), ("ring", 3, None)],
 )
 def test_the_realised_matrix_is_within_a_binomial_bound(kind, num_classes, dataset, rate):
     """100 000 draws against Bernstein's bound, which a cell breaks with probability 2 exp(-t) at most:
@@ -168,9 +167,7 @@ def test_the_realised_matrix_is_within_a_binomial_bound(kind, num_classes, datas
     bound = (2 * true * (1 - true) * t / n).sqrt() + 2 * t / (3 * n)
     assert ((found - true).abs() <= bound).all()
     assert (found[true == 0] == 0).all(), "what has no probability never happens"
-    assert noise.realised_rate(labels, noisy) == pytest.approx(
-        1 - found.trace().item() / num_classes, abs=1e-3
-    )
+    assert noise.realised_rate(labels, noisy) == pytest.approx(1 - found.trace().item() / num_classes, abs=1e-3)
 
 
 def test_draws_are_independent_of_each_other():
@@ -192,9 +189,7 @@ def test_label_noise_depends_on_its_generator_alone(what, rate, seed, n):
     torch.rand(3)
     np.random.default_rng().random()
     noise.flip_labels(labels, "symmetric", 0.5, num_classes, seeded(seed + 1))
-    second = noise.flip_labels(
-        labels.numpy().astype(np.uint8), kind, rate, num_classes, seeded(seed), dataset
-    )
+    second = noise.flip_labels(labels.numpy().astype(np.uint8), kind, rate, num_classes, seeded(seed), dataset)
     assert torch.equal(first, second)
     assert first.dtype == torch.int64 and first.shape == labels.shape
     assert torch.equal(labels, torch.arange(n) % num_classes), "the clean labels stay as they were"
@@ -266,9 +261,7 @@ image_shapes = st.tuples(st.integers(1, 5), st.sampled_from([1, 3]), st.integers
     seed=st.integers(0, 2**31),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_image_noise_keeps_shape_type_and_range_and_depends_on_its_generator_alone(
-    kind, level, shape, seed, dtype
-):
+def test_image_noise_keeps_shape_type_and_range_and_depends_on_its_generator_alone(kind, level, shape, seed, dtype):
     images = torch.rand(shape, generator=seeded(1), dtype=dtype)
     kept, state = images.clone(), torch.get_rng_state()
     first = noise.corrupt_images(images, kind, level, seeded(seed))

@@ -116,6 +116,8 @@ def problems_of_derivation(notebook):
     code = sum(len(cell.source.split()) for cell in cells(notebook, "code"))
     if prose < code:
         yield f"it has {prose} words of prose beside {code} of code; at least half should be prose"
+    if any(cell.source.rstrip().endswith(";") for cell in cells(notebook, "code")):
+        yield "a cell ends in a semicolon, which nbval does not honour: assign what it would show to a name"
     headings = [
         heading
         for cell in cells(notebook, "markdown")
@@ -217,6 +219,7 @@ def test_checks_accept_a_sound_notebook():
         (lambda prose, parameters, printed: parameters.update(source="x = f(1)  # why"), "no plain literal"),
         (lambda prose, parameters, printed: parameters.update(source="x = y = 1  # why"), "no plain assign"),
         (lambda prose, parameters, printed: parameters.update(source="x = 1  # why\n" * 11), "11 parameters"),
+        (lambda prose, parameters, printed: printed.update(source="plot(2);"), "semicolon"),
         (lambda prose, parameters, printed: prose.update(source=prose.source[9:]), "level-2 headings"),
         (lambda prose, parameters, printed: printed.update(source="x = 1\n" * 30), "words of prose"),
     ],

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from lossbook.checks import check_name, check_range
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
             check_shapes(name, logits, target)
             for key, interval in (ranges or {}).items():
                 if key in hyper:
-                    check_range(name, key, hyper[key], interval)
+                    check_range(f"{name}: {key}", hyper[key], interval)
             with torch.autocast(logits.device.type, enabled=False):
                 logits = logits if logits.dtype == torch.float64 else logits.float()
                 target = target.to(logits.dtype) if target.is_floating_point() else target.long()
@@ -91,22 +91,6 @@ def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
         )
 
 
-def check_range(name: str, key: str, value: object, interval: str) -> None:
-    """Refuse a hyper-parameter outside an interval written as in mathematics, for example "(0, 1]"."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    above = number and (value > low or (interval[0] == "[" and value == low))
-    below = number and (value < high or (interval[-1] == "]" and value == high))
-    if not (above and below):
-        raise ValueError(f"{name}: {key}={value!r} was given; allowed: a number in {interval}")
-
-
-def nearest(word: str, allowed) -> str:
-    """The end of an error sentence about an unknown word: the nearest allowed one, or a full stop."""
-    match = difflib.get_close_matches(str(word), list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else "."
-
-
 def names() -> list[str]:
     """Names of all losses, in the order of the catalogue."""
     return list(REGISTRY)
@@ -130,8 +114,7 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
 
 def lookup(name: str) -> Entry:
     """The catalogue entry of a loss; ValueError with the nearest name for an unknown one."""
-    if name not in REGISTRY:
-        raise ValueError(f"unknown loss {name!r}{nearest(name, REGISTRY)} Allowed: {', '.join(REGISTRY)}")
+    check_name("loss", name, REGISTRY)
     return REGISTRY[name]
 
 
@@ -176,11 +159,7 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{name}: reduction={reduction!r} was given; allowed: 'mean', 'sum', 'none'")
     for key in hyper:
-        if key not in entry.defaults:
-            allowed = ", ".join(entry.defaults) or "none"
-            raise ValueError(
-                f"{name}: unknown hyper-parameter {key!r}{nearest(key, entry.defaults)} Allowed: {allowed}"
-            )
+        check_name(f"hyper-parameter of {name}", key, entry.defaults)
     loss = Loss(entry, num_classes, reduction, dict(hyper))
     loss(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.long))  # a bad value is refused here, not in training
     return loss

@@ -37,7 +37,7 @@ def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
     """Σ_k y_k (ln y_k - ln p_k), with 0 ln 0 = 0
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
-    Equals cross-entropy less the entropy of y, so the gradient in z is the same p - y; on indices it *is* cross-entropy.
+    Cross-entropy less the entropy of y: the gradient in z is the same p - y, and on indices it *is* cross-entropy.
     """
     divergence = -expected(torch.log_softmax(logits, -1), target)
     return divergence + torch.xlogy(target, target).sum(-1) if target.is_floating_point() else divergence

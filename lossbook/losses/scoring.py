@@ -1,4 +1,4 @@
-"""Losses that compare the predicted distribution with the label as vectors: Brier, absolute error, ranked probability."""
+"""Losses that compare prediction and label as vectors: Brier, absolute error, ranked probability."""
 
 from __future__ import annotations
 

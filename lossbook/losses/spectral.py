@@ -18,7 +18,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from lossbook.losses._registry import check_range, distribution, nearest, register
+from lossbook.checks import check_name, check_range
+from lossbook.losses._registry import distribution, register
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
@@ -33,11 +34,8 @@ def frequency_weights(shape: Sequence[int], s: float = 1.0, symbol: str = "wrap"
             "sin":  m² = Σ_axes 4 sin²(π k/N), the graph Laplacian of the ring or torus
             "raw":  k = 0 ... N-1 not folded, Euclidean norm over axes
     """
-    check_range("fourier", "s", s, "[0, inf)")
-    if symbol not in SYMBOLS:
-        raise ValueError(
-            f"fourier: symbol={symbol!r} was given{nearest(symbol, SYMBOLS)} Allowed: {', '.join(SYMBOLS)}"
-        )
+    check_range("fourier: s", s, "[0, inf)")
+    check_name("symbol of fourier", symbol, SYMBOLS)
     squared = numpy.zeros(tuple(shape))
     for axis, points in enumerate(shape):
         k = numpy.arange(points, dtype=float)
@@ -58,11 +56,7 @@ def class_points(num_classes: int, placement="order", permutation_seed: int = 0)
                or a sequence of C distinct points: integers on a ring, or tuples of d integers on a d-dimensional grid
     """
     if isinstance(placement, str):
-        if placement not in PLACEMENTS:
-            hint = nearest(placement, PLACEMENTS)
-            raise ValueError(
-                f"fourier: placement={placement!r} was given{hint} Allowed: {', '.join(PLACEMENTS)}, or C points"
-            )
+        check_name("placement of fourier", placement, PLACEMENTS)
         if placement == "hypercube":
             if num_classes > 16:
                 raise ValueError(

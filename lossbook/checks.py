@@ -1,0 +1,26 @@
+"""Refusals of bad input: they say what was given, what is allowed, and the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def check_name(what: str, name: object, allowed: Iterable[str]) -> None:
+    """Refuse, with a ValueError that gives the nearest name, a ``name`` that is not among ``allowed``."""
+    allowed = tuple(allowed)
+    if name not in allowed:
+        near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(allowed) or 'none'}.{hint}")
+
+
+def check_range(what: str, value: object, interval: str) -> None:
+    """Refuse a value that is no finite number in an interval written as in mathematics, for example "(0, 1]"."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    above = number and (value > low or (interval[0] == "[" and value == low))
+    below = number and (value < high or (interval[-1] == "]" and value == high))
+    if not (above and below):
+        raise ValueError(f"{what}={value!r} was given; allowed: a number in {interval}")

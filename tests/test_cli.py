@@ -1,0 +1,82 @@
+"""The command: what it prints, what it writes, and what it refuses."""
+
+import csv
+
+import pandas
+import pytest
+
+from lossbook import losses, results
+from lossbook.cli import main
+
+SMOKE = ["run", "noisy_labels", "--profile", "smoke", "--noise", "symmetric 0.4", "--seeds", "70", "--epochs", "1"]
+ONE_RUN = [*SMOKE, "--losses", "brier"]
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "PROJECT", tmp_path)
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "data" / "results")
+    monkeypatch.setattr(results, "RUNS", tmp_path / "data" / "runs")
+
+
+def test_losses(capsys):
+    assert main(["losses"]) == 0
+    printed = capsys.readouterr().out
+    for name in losses.names():
+        assert f"\n{name} " in f"\n{printed}" and losses.lookup(name).definition in printed
+
+
+def test_data(capsys):
+    assert main(["data", "digits"]) == 0
+    assert capsys.readouterr().out.split() == "digits 1437 training and 360 test images (8, 8)".split()
+
+
+def test_run_and_publish(capsys, tmp_path):
+    assert main([*SMOKE, "--losses", "brier", "fourier(s=2)", "--workers", "1"]) == 0
+    assert capsys.readouterr().out == "noisy_labels digits mlp: 2 done\n"
+    assert main([*ONE_RUN, "--workers", "1", "--out", str(tmp_path / "rows")]) == 0
+    assert len(list((tmp_path / "rows" / "noisy_labels").iterdir())) == 1
+    assert main(["publish", "noisy_labels", "--dataset", "digits"]) == 0
+    assert "2 rows" in capsys.readouterr().out.splitlines()[-1]
+    table = pandas.read_parquet(tmp_path / "data" / "results" / "noisy_labels.parquet")
+    assert set(table["loss"]) == {"brier", "fourier(s=2)"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data", "mnits"], "mnist"),
+        (["run", "noisy_lables"], "noisy_labels"),
+        (["run", "noisy_labels", "--profile", "papr"], "paper"),
+        (["run", "noisy_labels", "--dataset", "digits", "digit"], "digits"),
+        (["run", "noisy_labels", "--model", "mpl"], "mlp"),
+        (["run", "noisy_labels", "--losses", "brir"], "brier"),
+        (["run", "noisy_labels", "--noise", "symmetric", "0.4"], "symmetric 0.4"),
+        (["run", "noisy_labels", "--noise", "symmetric 2"], "noise_rate=2"),
+        (["run", "noisy_labels", "--epochs", "-1"], "epochs=-1"),
+        ([*ONE_RUN, "--workers", "-1"], "workers=-1"),
+        ([*ONE_RUN, "--workers", "0"], "workers=0"),
+        (["publish", "noisy_lables"], "noisy_labels"),
+        (["publish", "noisy_labels"], "noisy_labels"),
+    ],
+)
+def test_refusals_exit_2_with_one_line_and_no_work(arguments, said, capsys, tmp_path):
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert not out and error.startswith("lossbook: ") and said in error and error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["lose"], ["run"], ["run", "noisy_labels", "--seeds", "one"]])
+def test_a_wrong_command_line_exits_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and "usage: lossbook" in capsys.readouterr().err
+
+
+def test_claims(capsys, request):
+    assert main(["claims"]) == 0
+    printed = capsys.readouterr().out
+    with open(request.config.rootpath / "data" / "claims.csv", encoding="utf-8", newline="") as file:
+        ids = [row["id"] for row in csv.DictReader(file)]
+    assert ids and len(set(ids)) == len(ids) and all(key in printed for key in ids)

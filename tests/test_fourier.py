@@ -1,0 +1,288 @@
+"""The Fourier loss against a transform written out as a sum, its special cases, its derivatives, and the metric."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lossbook import losses
+from lossbook.losses import fourier, fourier_distance, spectral
+
+SYMBOLS = spectral.SYMBOLS
+quick = settings(deadline=None, max_examples=25)
+seeds = st.integers(0, 2**32 - 1)
+orders = st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+symbols = st.sampled_from(SYMBOLS)
+
+
+def naive(u, s, symbol):
+    """(1/M) Σ_{k≠0} |U_k|² / m(k)^{2s} of u on a grid of any dimension, every sum written out."""
+    total = 0.0
+    for k in itertools.product(*map(range, u.shape)):
+        if not any(k):
+            continue
+        transformed = 0j
+        for x in itertools.product(*map(range, u.shape)):
+            transformed += u[x] * np.exp(-2j * np.pi * sum(a * b / n for a, b, n in zip(k, x, u.shape, strict=True)))
+        along = {
+            "wrap": [min(a, n - a) for a, n in zip(k, u.shape, strict=True)],
+            "sin": [2 * math.sin(math.pi * a / n) for a, n in zip(k, u.shape, strict=True)],
+            "raw": list(k),
+        }[symbol]
+        total += abs(transformed) ** 2 / math.hypot(*along) ** (2 * s)
+    return total / u.size
+
+
+def probabilities(seed, classes, batch=1):
+    return np.random.default_rng(seed).dirichlet(np.ones(classes), batch)
+
+
+def loss(p, q, **hyper):
+    """The loss between two distributions, given as NumPy arrays (C,) or (B, C)."""
+    value = fourier(torch.from_numpy(p).log(), torch.from_numpy(q), **hyper).numpy()
+    return value.item() if value.ndim == 0 else value
+
+
+def between_labels(distance, classes=10, **hyper):
+    form = spectral.quadratic_form(classes, **hyper)
+    return form[0, 0] + form[distance, distance] - 2 * form[0, distance]
+
+
+# --- the definition ------------------------------------------------------------------------------------------
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 12), s=orders, symbol=symbols, pad=st.integers(0, 9))
+def test_ring_against_the_sum(seed, classes, s, symbol, pad):
+    p, q = probabilities(seed, classes, 2)
+    expected = naive(np.pad(p - q, (0, pad)), s, symbol)
+    assert loss(p, q, s=s, symbol=symbol, pad=pad) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    u = p - q
+    form = spectral.quadratic_form(classes, s, symbol, "order", pad)
+    assert u @ form @ u == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 9), s=orders, symbol=symbols, pad=st.integers(0, 2))
+def test_placements_against_the_sum(seed, classes, s, symbol, pad):
+    """Classes on distinct points of a plane grid of 4 x 5, of a ring of 12, and in permuted order."""
+    p, q = probabilities(seed, classes, 2)
+    rng = np.random.default_rng(seed)
+    plane = [divmod(int(i), 5) for i in rng.choice(20, classes, replace=False)]
+    ring = [int(i) for i in rng.choice(12, classes, replace=False)]
+    for placement, points in ((plane, plane), (ring, [(i,) for i in ring])):
+        u = np.zeros(np.max(points, 0) + 1 + pad)
+        for point, value in zip(points, p - q, strict=True):
+            u[point] = value
+        value = loss(p, q, s=s, symbol=symbol, pad=pad, placement=placement)
+        assert value == pytest.approx(naive(u, s, symbol), rel=1e-9, abs=1e-12)
+    order = np.random.default_rng(7).permutation(classes)
+    u = np.zeros(classes)
+    u[order] = p - q
+    value = loss(p, q, s=s, symbol=symbol, placement="permuted", permutation_seed=7)
+    assert value == pytest.approx(naive(u, s, symbol), rel=1e-9, abs=1e-12)
+
+
+def test_placement_in_three_dimensions_and_as_an_array():
+    points = list(itertools.product(range(2), range(3), range(2)))[:10]
+    p, q = probabilities(0, 10, 2)
+    u = np.zeros((2, 3, 2))
+    for point, value in zip(points, p - q, strict=True):
+        u[point] = value
+    assert loss(p, q, placement=points, s=1.5) == pytest.approx(naive(u, 1.5, "wrap"))
+    assert loss(p, q, placement=np.array(points), s=1.5) == pytest.approx(naive(u, 1.5, "wrap"))
+    assert loss(p, q, placement=np.arange(10)) == pytest.approx(loss(p, q))
+
+
+# --- special cases -------------------------------------------------------------------------------------------
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 12), symbol=symbols, s=orders)
+def test_brier_as_a_special_case(seed, classes, symbol, s):
+    p, q = probabilities(seed, classes, 2)
+    brier = ((p - q) ** 2).sum()
+    assert loss(p, q, s=0.0, symbol=symbol) == pytest.approx(brier, rel=1e-10, abs=1e-14)
+    assert loss(p, q, s=0, symbol=symbol, pad=3) == pytest.approx(brier, rel=1e-10, abs=1e-14)
+    # two or three classes on a ring are all neighbours
+    if classes in (2, 3):
+        assert loss(p, q, s=s) == pytest.approx(brier, rel=1e-10, abs=1e-14)
+    if classes == 3:
+        assert loss(p, q, s=s, symbol="raw") == pytest.approx((1 + 4**-s) / 2 * brier, rel=1e-10, abs=1e-14)
+
+
+def test_raw_symbol_of_three_classes():
+    assert between_labels(1, 3, s=1.0, symbol="raw") == pytest.approx(0.625 * 2)
+
+
+@quick
+@given(seed=seeds, s=st.floats(0, 4))
+def test_four_classes_in_closed_form(seed, s):
+    p, q = probabilities(seed, 4, 2)
+    u = p - q
+    closed = 2 * ((u[0] - u[2]) ** 2 + (u[1] - u[3]) ** 2) + 4**-s * (u[0] - u[1] + u[2] - u[3]) ** 2
+    assert loss(p, q, s=s) == pytest.approx(closed / 4, rel=1e-9, abs=1e-13)
+
+
+TABLE = {
+    ("wrap", 0.5): (0.6500, 0.9485, 1.0600, 1.1348, 1.1467),
+    ("wrap", 1.0): (0.2649, 0.5550, 0.7463, 0.8686, 0.9049),
+    ("wrap", 1.5): (0.1448, 0.3980, 0.6244, 0.7797, 0.8328),
+    ("wrap", 2.0): (0.1036, 0.3316, 0.5715, 0.7471, 0.8105),
+    ("raw", 1.0): (0.1585, 0.2961, 0.3946, 0.4538, 0.4735),
+    ("raw", 2.0): (0.0525, 0.1662, 0.2863, 0.3740, 0.4058),
+    ("sin", 0.5): (1.2628, 1.6553, 1.8553, 1.9572, 1.9889),
+    ("sin", 1.0): (0.9, 1.6, 2.1, 2.4, 2.5),
+    ("sin", 2.0): (33 / 40, 12 / 5, 161 / 40, 26 / 5, 45 / 8),
+}
+
+
+@pytest.mark.parametrize(("symbol", "s"), TABLE)
+def test_loss_between_two_labels_by_their_distance(symbol, s):
+    """Worked out for ten classes apart from this code, to four decimals."""
+    for distance, value in enumerate(TABLE[symbol, s], start=1):
+        assert between_labels(distance, s=s, symbol=symbol) == pytest.approx(value, abs=5.1e-5)
+        assert between_labels(10 - distance, s=s, symbol=symbol) == pytest.approx(value, abs=5.1e-5)
+        logits = torch.full((10,), -1e4).index_fill(0, torch.tensor([0]), 0.0)
+        assert fourier(logits, torch.tensor(distance), s=s, symbol=symbol).item() == pytest.approx(value, abs=6e-5)
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 12), pad=st.integers(0, 40))
+def test_sine_symbol_is_the_periodic_cramer_distance(seed, classes, pad):
+    """Σ C² - (difference of the means)² / M: padding leads to the ranked probability score."""
+    p, q = probabilities(seed, classes, 2)
+    rps = losses.rps(torch.from_numpy(p).log(), torch.from_numpy(q)).item()
+    means = np.arange(classes) @ (p - q)
+    value = loss(p, q, s=1.0, symbol="sin", pad=pad)
+    assert value == pytest.approx(rps - means**2 / (classes + pad), rel=1e-9, abs=1e-12)
+    wide = loss(p, q, s=1.0, symbol="sin", pad=20000)
+    assert wide == pytest.approx(rps, rel=1e-3, abs=classes**2 / 20000)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 6])
+def test_hypercube_is_a_multiple_of_brier(classes):
+    p, q = probabilities(1, classes, 12).reshape(2, 6, classes)
+    ratio = loss(p, q, placement="hypercube", s=1.3) / ((p - q) ** 2).sum(1)
+    assert np.ptp(ratio) < 1e-12 * ratio.mean()
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 12), s=orders, symbol=symbols)
+def test_renaming_the_classes_with_their_points_changes_nothing(seed, classes, s, symbol):
+    p, q = probabilities(seed, classes, 2)
+    order = np.random.default_rng(seed).permutation(classes)
+    there = loss(p[order], q[order], s=s, symbol=symbol, placement=[int(i) for i in order])
+    assert there == pytest.approx(loss(p, q, s=s, symbol=symbol), rel=1e-9, abs=1e-12)
+    shift = int(seed % classes)  # and a ring has no first class, nor a direction
+    assert loss(np.roll(p, shift)[::-1].copy(), np.roll(q, shift)[::-1].copy(), s=s, symbol=symbol) == pytest.approx(
+        loss(p, q, s=s, symbol=symbol), rel=1e-9, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("s", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_bound_is_reached_between_two_labels(symbol, s):
+    form = spectral.quadratic_form(10, s, symbol)
+    bound = max(between_labels(d, s=s, symbol=symbol) for d in range(1, 10))
+    u = np.diff(probabilities(0, 10, 4000).reshape(2, 2000, 10), axis=0)[0]
+    assert np.einsum("bi,ij,bj->b", u, form, u).max() <= bound
+    if symbol == "wrap":
+        assert 10 * bound == pytest.approx({0.5: 11.467, 1.0: 9.05, 2.0: 8.11}[s], rel=2e-3)
+
+
+# --- derivatives ---------------------------------------------------------------------------------------------
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 12), s=orders, symbol=symbols, pad=st.integers(0, 3))
+def test_gradient_and_hessian(seed, classes, s, symbol, pad):
+    form = torch.from_numpy(spectral.quadratic_form(classes, s, symbol, "order", pad))
+    z = torch.from_numpy(2 * np.random.default_rng(seed).standard_normal(classes))
+    y = torch.from_numpy(probabilities(seed, classes)[0])
+
+    def function(z):
+        return fourier(z, y, s=s, symbol=symbol, pad=pad)
+
+    p = torch.softmax(z, 0)
+    g = 2 * form @ (p - y)
+    r = p * (g - p @ g)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(function, z), r, rtol=1e-8, atol=1e-10)
+    jacobian = torch.diag(p) - torch.outer(p, p)
+    hessian = 2 * jacobian @ form @ jacobian + torch.diag(r) - torch.outer(r, p) - torch.outer(p, r)
+    torch.testing.assert_close(torch.autograd.functional.hessian(function, z), hessian, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("s", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("classes", range(2, 13))
+def test_eigenvalues(classes, s):
+    """The form divided by N has the weights themselves as eigenvalues, and 0 for a constant."""
+    values = np.sort(np.linalg.eigvalsh(spectral.quadratic_form(classes, s)))
+    expected = np.sort([0.0, *(min(k, classes - k) ** (-2 * s) for k in range(1, classes))])
+    np.testing.assert_allclose(values, expected, atol=1e-12)
+
+
+# --- the two ways to compute it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pad", [0, 1, 37])
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_fft_equals_the_quadratic_form(symbol, pad):
+    classes = spectral.LARGEST_QUADRATIC_FORM + 1  # the first that goes by FFT; with pad=1 even, else odd
+    p, q = probabilities(3, classes, 4).reshape(2, 2, classes)
+    u = p - q
+    form = spectral.quadratic_form(classes, 1.0, symbol, "order", pad)
+    expected = np.einsum("bi,ij,bj->b", u, form, u)
+    np.testing.assert_allclose(loss(p, q, symbol=symbol, pad=pad), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("points", [9, 10])
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_half_spectrum_counts_conjugates_once_and_nyquist_alone(points, symbol, monkeypatch):
+    """For 10 points, doubling Nyquist too gives a number some 4 % too large, doubling none one of about half."""
+    p, q = probabilities(5, points, 2)
+    whole = loss(p, q, symbol=symbol)
+    monkeypatch.setattr(spectral, "LARGEST_QUADRATIC_FORM", 1)
+    assert loss(p, q, symbol=symbol) == pytest.approx(whole, rel=1e-10)
+    assert whole == pytest.approx(naive(p - q, 1.0, symbol), rel=1e-10)
+
+
+# --- the metric ----------------------------------------------------------------------------------------------
+
+
+@quick
+@given(seed=seeds, shape=st.sampled_from([(7,), (10,), (3, 4), (4, 4), (2, 3, 2)]), s=orders, symbol=symbols)
+def test_distance_is_a_metric_and_equals_the_sum(seed, shape, s, symbol):
+    x, y, z = torch.from_numpy(probabilities(seed, math.prod(shape), 3)).view(3, *shape)
+
+    def distance(a, b):
+        return fourier_distance(a, b, s=s, symbol=symbol, dims=len(shape)).item()
+
+    assert distance(x, y) == pytest.approx(math.sqrt(naive((x - y).numpy(), s, symbol)), rel=1e-9)
+    assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-12) and distance(x, y) > 0
+    assert distance(x, x) == 0
+    assert distance(x, z) <= distance(x, y) + distance(y, z) + 1e-12
+    batch = fourier_distance(torch.stack([x, y]), torch.stack([z, z]), s=s, symbol=symbol, dims=len(shape))
+    torch.testing.assert_close(batch, torch.tensor([distance(x, z), distance(y, z)]).double())
+
+
+def test_distance_is_the_root_of_the_loss_and_refuses_other_shapes():
+    p, q = probabilities(0, 10, 2)
+    assert fourier_distance(torch.from_numpy(p), torch.from_numpy(q)).item() ** 2 == pytest.approx(loss(p, q))
+    for x, y, dims in ((torch.ones(3), torch.ones(4), 1), (torch.ones(3), torch.ones(3), 2)):
+        with pytest.raises(ValueError, match="allowed"):
+            fourier_distance(x, y, dims=dims)
+    with pytest.raises(ValueError, match="wrap"):
+        fourier_distance(torch.ones(4), torch.ones(4), symbol="warp")
+
+
+@quick
+@given(seed=seeds, s=orders, symbol=symbols)
+def test_distance_does_not_see_the_place_on_the_torus(seed, s, symbol):
+    x, y = torch.from_numpy(probabilities(seed, 20, 2)).view(2, 4, 5)
+    moved = fourier_distance(x.roll((1, 2), (0, 1)), y.roll((1, 2), (0, 1)), s=s, symbol=symbol, dims=2)
+    torch.testing.assert_close(moved, fourier_distance(x, y, s=s, symbol=symbol, dims=2))

@@ -1,0 +1,567 @@
+"""Every loss of the catalogue: finite, differentiable, true to its properties, its limits and its documented range."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+from lossbook import losses
+from lossbook.losses.robust import reverse_cross_entropy
+
+NAMES = losses.names()
+EACH = pytest.mark.parametrize("name", NAMES)
+LARGE = math.log(1e4)  # -ln 0 of the reverse cross-entropy
+ORDERED = {"rps", "fourier"}  # the order of the classes matters to them
+
+
+def of(name):
+    return losses.lookup(name).function
+
+
+def flagged(flag, value):
+    return pytest.mark.parametrize("name", [n for n in NAMES if getattr(losses.lookup(n), flag) is value])
+
+
+def sample(batch=8, classes=5, seed=0, scale=2.0):
+    """Logits in float64, class indices, and soft targets with a zero in each."""
+    rng = np.random.default_rng(seed)
+    soft = rng.dirichlet(np.ones(classes), batch)
+    soft[np.arange(batch), rng.integers(classes, size=batch)] = 0
+    soft /= soft.sum(1, keepdims=True)
+    logits = scale * rng.standard_normal((batch, classes))
+    return torch.from_numpy(logits), torch.from_numpy(rng.integers(classes, size=batch)), torch.from_numpy(soft)
+
+
+def one_hot(labels, classes):
+    return F.one_hot(labels, classes).double()
+
+
+def every_label(name, z, **hyper):
+    """The loss of logits (B, C) for each of the C labels: (B, C)."""
+    batch, classes = z.shape
+    labels = torch.arange(classes).repeat(batch)
+    return of(name)(z.repeat_interleave(classes, 0), labels, **hyper).view(batch, classes)
+
+
+def gradient(function, z):
+    z = z.clone().requires_grad_()
+    return torch.autograd.grad(function(z).sum(), z)[0]
+
+
+# --- finite, in float32 or wider -----------------------------------------------------------------------------
+
+EXTREME = torch.tensor(list(itertools.product([-1e4, 0.0, 1e4], repeat=4)))
+JS_MAXIMUM = (0.7 * math.log(0.7) + 0.3 * math.log(0.3)) / (0.3 * math.log(0.3))
+# The documented range and the number it stands for at the defaults with 4 classes.
+BOUNDS = {
+    "brier": ("[0, 2]", 2),
+    "mae": ("[0, 2]", 2),
+    "rps": ("[0, C - 1]", 3),
+    "gce": ("[0, 1/q]", 1 / 0.7),
+    "js": ("[0, H(π)/Z]", JS_MAXIMUM),
+    "nce_rce": ("[0, α + 9.21 β]", 1 + LARGE),
+    "fourier": (
+        "[0, max over two labels]",
+        2,
+    ),  # (1/4) (2² + 2²) for opposite classes, which differ in k = 1 and 3 only
+}
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_at_large_logits(name, dtype):
+    labels = torch.arange(4).repeat(len(EXTREME))
+    logits = EXTREME.repeat_interleave(4, 0).to(dtype)
+    soft = sample(len(labels), 4)[2]
+    for target in (labels, one_hot(labels, 4), soft, soft.to(dtype)):
+        z = logits.clone().requires_grad_()
+        value = of(name)(z, target)
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert value.shape == labels.shape and value.isfinite().all()
+        value.sum().backward()
+        assert z.grad.dtype == dtype and z.grad.isfinite().all()
+
+
+@EACH
+def test_documented_range(name):
+    """Never below 0 or above the bound, which is the best there is; without one, the value grows with the logits."""
+    values = torch.cat([every_label(name, EXTREME.double()).flatten(), of(name)(*sample(2000, 4)[::2])])
+    assert values.min() >= -1e-12
+    documented = " ".join(of(name).__doc__.split())
+    if losses.lookup(name).bounded:
+        text, bound = BOUNDS[name]
+        assert f"range {text}" in documented
+        assert values.max().item() == pytest.approx(bound, rel=1e-4)
+        assert values.max() <= bound * (1 + 1e-12)
+    else:
+        assert "range [0, inf)" in documented and values.max() > 1e3
+
+
+@EACH
+def test_autocast_changes_nothing(name):
+    z, labels, soft = sample()
+    z, soft = z.float(), soft.float()
+    outside = of(name)(z, labels), of(name)(z, soft)
+    half = of(name)(z.bfloat16().float(), labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = of(name)(z, labels), of(name)(z, soft)
+        rounded = of(name)(z.bfloat16(), labels)
+    assert torch.equal(outside[0], inside[0]) and torch.equal(outside[1], inside[1]) and torch.equal(half, rounded)
+
+
+# --- derivatives, compilation, vmap --------------------------------------------------------------------------
+
+
+@EACH
+def test_derivatives_against_finite_differences(name):
+    z, labels, soft = sample(3, 4)
+    for target in (labels, soft):
+        assert gradcheck(lambda z, t=target: of(name)(z, t), z.requires_grad_())
+        assert gradgradcheck(lambda z, t=target: of(name)(z, t), z.requires_grad_())
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_and_vmapped_equal_eager(name):
+    z, labels, soft = sample(4, 5)
+    function = of(name)
+
+    def both(z, labels, soft):
+        return function(z, labels), function(z, soft)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    eager = both(z, labels, soft)
+    z1, z2 = z.clone().requires_grad_(), z.clone().requires_grad_()
+    vmapped = torch.func.vmap(both)(z, labels, soft)
+    for one, two, three in zip(eager, compiled(z1, labels, soft), vmapped, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(three, one, rtol=1e-12, atol=1e-12)
+    sum(v.sum() for v in compiled(z1, labels, soft)).backward()
+    sum(v.sum() for v in both(z2, labels, soft)).backward()
+    torch.testing.assert_close(z1.grad, z2.grad, rtol=1e-10, atol=1e-12)
+
+
+# --- the properties of the catalogue -------------------------------------------------------------------------
+
+
+@flagged("proper", True)
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.3, 1.0, 3.0]))
+def test_proper(name, seed, scale):
+    rng = np.random.default_rng(seed)
+    q = torch.from_numpy(rng.dirichlet(np.ones(5)) * 0.99 + 0.002)
+    z = torch.from_numpy(scale * rng.standard_normal((20, 5)))
+    least = every_label(name, q.log()[None]) @ q
+    others = every_label(name, z) @ q
+    assert (others - least >= 1e-3 * (torch.softmax(z, -1) - q).square().sum(-1)).all()
+
+
+@flagged("proper", False)
+def test_not_proper(name):
+    """At p = q the expected loss falls along minus its gradient."""
+    q = torch.tensor([0.5, 0.3, 0.15, 0.05]).double()
+
+    def risk(z):
+        return every_label(name, z[None])[0] @ q
+
+    slope = gradient(risk, q.log())
+    assert risk(q.log() - 0.1 * slope) < risk(q.log()) - 1e-6
+
+
+@EACH
+def test_symmetric(name):
+    totals = every_label(name, sample(500, 5)[0]).sum(1)
+    spread = totals.max() - totals.min()
+    assert spread < 1e-12 if losses.lookup(name).symmetric else spread > 0.1
+
+
+def midpoint_excess(name, **hyper):
+    """The largest f(mean of a, b) - mean of f(a), f(b) that a random search finds: above 0 the loss is not convex."""
+    worst = -math.inf
+    for step, scale in itertools.product((0.1, 1.0, 5.0), (1.0, 5.0)):
+        a = sample(2000, 5, scale=scale)[0]
+        b = a + sample(2000, 5, seed=1, scale=step)[0]
+        middle, *ends = (every_label(name, z, **hyper) for z in ((a + b) / 2, a, b))
+        excess = middle - sum(ends) / 2
+        worst = max(worst, excess.max().item())
+    return worst
+
+
+@EACH
+def test_convex_in_the_logits(name):
+    assert midpoint_excess(name) < 1e-10 if losses.lookup(name).convex else midpoint_excess(name) > 1e-4
+
+
+@flagged("convex", True)
+def test_hessian_of_a_convex_loss(name):
+    z, labels, soft = sample(30, 5, scale=4)
+    for i, target in itertools.product(range(30), (labels, soft)):
+        hessian = torch.autograd.functional.hessian(lambda z, y=target[i]: of(name)(z, y), z[i])
+        assert torch.linalg.eigvalsh(hessian).min() > -1e-10
+
+
+def test_convexity_of_soft_bootstrapping_depends_on_beta():
+    """The entropy term bends downwards: with little weight, as at the default, cross-entropy outweighs it."""
+    assert midpoint_excess("bootstrap_soft") < 1e-10 and midpoint_excess("bootstrap_soft", beta=0.5) > 1e-4
+
+
+@EACH
+def test_smooth(name):
+    """At a tie of all classes, and elsewhere, the gradient has one slope from both sides, or it jumps."""
+    z = torch.cat([torch.zeros(50, 5).double(), sample(50, 5)[0]])
+    direction = F.normalize(sample(100, 5, seed=3)[0], dim=1)
+    h, jump = 1e-5, 0.0
+    for label in range(5):
+        labels = torch.full((100,), label)
+        before, here, after = (gradient(lambda z, y=labels: of(name)(z, y), z + k * h * direction) for k in (-1, 0, 1))
+        jump = max(jump, ((after - here) - (here - before)).norm(dim=1).max().item() / h)
+    assert jump < 1e-3 if losses.lookup(name).smooth else jump > 1e3
+
+
+def test_the_kink_of_mae_needs_a_soft_target():
+    """On distributions |p - y| has a corner where p = y in some class; on class indices it never gets there."""
+    soft = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+    nudge = torch.tensor([1e-6, 0, 0])
+    before, after = (gradient(lambda z: losses.mae(z, soft), soft.log() + sign * nudge) for sign in (-1, 1))
+    assert (after - before).norm() > 0.1
+
+
+# --- invariances ---------------------------------------------------------------------------------------------
+
+
+@EACH
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), shift=st.floats(-100, 100), classes=st.integers(2, 12))
+def test_invariances(name, seed, shift, classes):
+    z, labels, soft = sample(6, classes, seed)
+    close = dict(rtol=1e-9, atol=1e-11)
+    for target in (labels, soft):
+        value = of(name)(z, target)
+        torch.testing.assert_close(of(name)(z + shift, target), value, **close)
+        alone = torch.stack([of(name)(z[i], target[i]) for i in range(6)])
+        torch.testing.assert_close(alone, value, **close)
+        torch.testing.assert_close(of(name)(z.view(2, 3, -1), target.view(2, 3, *target.shape[1:])).flatten(), value)
+    torch.testing.assert_close(of(name)(z, one_hot(labels, classes)), of(name)(z, labels), **close)
+    torch.testing.assert_close(of(name)(z, labels.to(torch.uint8)), of(name)(z, labels), rtol=0, atol=0)
+    if name not in ORDERED:
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(classes))
+        torch.testing.assert_close(of(name)(z[:, order], soft[:, order]), of(name)(z, soft), **close)
+
+
+# --- special cases, limits, closed forms ---------------------------------------------------------------------
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, classes=st.integers(2, 12), epsilon=st.floats(0, 1))
+def test_special_cases(seed, classes, epsilon):
+    z, labels, soft = sample(6, classes, seed)
+    log_p = torch.log_softmax(z, -1)
+    p_y = log_p.exp().gather(1, labels[:, None])[:, 0]
+
+    def same(one, other, tolerance=1e-10):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+    for target in (labels, soft):
+        ce = losses.cross_entropy(z, target)
+        same(ce, F.cross_entropy(z, target, reduction="none"))
+        same(
+            losses.label_smoothing(z, target, epsilon=epsilon),
+            F.cross_entropy(z, target, reduction="none", label_smoothing=epsilon),
+        )
+        same(losses.focal(z, target, gamma=0.0), ce)
+        same(losses.bootstrap_soft(z, target, beta=1.0), ce)
+        same(losses.bootstrap_hard(z, target, beta=1.0), ce)
+        same(losses.gce(z, target, q=1e-9), ce, 1e-6)
+    ce = losses.cross_entropy(z, labels)
+    same(losses.gce(z, labels, q=1.0), losses.mae(z, labels) / 2)
+    same(losses.gce(z, labels, q=0.3), (1 - p_y**0.3) / 0.3)
+    same(losses.focal(z, labels, gamma=2.0), -((1 - p_y) ** 2) * p_y.log(), 1e-9)
+    same(losses.mae(z, labels), 2 * (1 - p_y))
+    same(losses.mae(z, soft), (log_p.exp() - soft).abs().sum(1))
+    same(losses.brier(z, soft), (log_p.exp() - soft).square().sum(1))
+    same(losses.rps(z, soft), (log_p.exp() - soft).cumsum(1).square().sum(1))
+    same(losses.bootstrap_hard(z, labels, beta=0.6), 0.6 * ce - 0.4 * log_p.max(1).values)
+    # the divergence is the cross-entropy less the entropy of the label, which is 0 on class indices
+    assert torch.equal(losses.kl_divergence(z, labels), ce)
+    entropy = torch.special.entr(soft).sum(1)
+    same(losses.kl_divergence(z, soft), losses.cross_entropy(z, soft) - entropy)
+    same(gradient(lambda z: losses.kl_divergence(z, soft), z), log_p.exp() - soft)
+    # Jensen-Shannon: logarithmically slow towards mae / 2, so its first correction is part of the closed form
+    same(losses.js(z, labels, pi=1e-9), ce, 1e-4)
+    slow = -math.log(1e-10)
+    correction = ((1 - p_y) + torch.xlogy(p_y, p_y)) / slow
+    same(losses.js(z, labels, pi=1 - 1e-10), losses.mae(z, labels) / 2 + correction, 1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, classes=st.integers(2, 12), pi=st.floats(0.01, 0.99))
+def test_jensen_shannon_from_its_definition(seed, classes, pi):
+    z, labels, soft = sample(6, classes, seed)
+    p = torch.softmax(z, -1)
+    for target, y in ((labels, one_hot(labels, classes)), (soft, soft)):
+        m = pi * y + (1 - pi) * p
+        terms = pi * (torch.xlogy(y, y) - torch.xlogy(y, m)) + (1 - pi) * (torch.xlogy(p, p) - torch.xlogy(p, m))
+        naive = terms.sum(1) / (-(1 - pi) * math.log1p(-pi))
+        torch.testing.assert_close(losses.js(z, target, pi=pi), naive, rtol=1e-8, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, classes=st.integers(2, 12), alpha=st.floats(0, 10), beta=st.floats(0, 10))
+def test_sce_and_nce_rce_from_their_definitions(seed, classes, alpha, beta):
+    z, labels, soft = sample(6, classes, seed)
+    p = torch.softmax(z, -1)
+    for target, y in ((labels, one_hot(labels, classes)), (soft, soft)):
+        ce = -(y * p.log()).sum(1)
+        rce = -(p * y.clamp_min(1e-4).log()).sum(1)
+        torch.testing.assert_close(losses.sce(z, target, alpha=alpha, beta=beta), alpha * ce + beta * rce)
+        expected = alpha * ce / -p.log().sum(1) + beta * rce
+        torch.testing.assert_close(losses.nce_rce(z, target, alpha=alpha, beta=beta), expected)
+    rce = reverse_cross_entropy(p.log(), labels)
+    torch.testing.assert_close(rce, LARGE * (1 - p.gather(1, labels[:, None])[:, 0]))
+
+
+def test_sums_over_the_labels():
+    z = sample(50, 7)[0]
+    for name, total in (("mae", 2 * 6), ("nce_rce", 1 + LARGE * 6)):
+        torch.testing.assert_close(every_label(name, z).sum(1), torch.full((50,), total).double())
+
+
+# --- defects of published code, each of which must not come back ---------------------------------------------
+
+
+def test_normalised_terms_sum_to_one():
+    """A slip of operator precedence made one published normalised loss 81 times too large at 10 classes."""
+    z = sample(50, 10)[0]
+    active = every_label("nce_rce", z, alpha=1.0, beta=0.0)
+    torch.testing.assert_close(active.sum(1), torch.ones(50).double(), rtol=1e-12, atol=0)
+    passive = every_label("nce_rce", z, alpha=0.0, beta=1.0)
+    torch.testing.assert_close(passive.sum(1) / (9 * LARGE), torch.ones(50).double(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sce", "nce_rce"])
+def test_both_weights_are_honoured(name):
+    z, labels, _ = sample()
+    at = {ab: of(name)(z, labels, alpha=ab[0], beta=ab[1]) for ab in itertools.product((0.0, 1.0, 3.0), repeat=2)}
+    assert (at[1.0, 0.0] > 1e-6).all() and (at[0.0, 1.0] > 1e-6).all() and not at[0.0, 0.0].any()
+    for (alpha, beta), value in at.items():
+        torch.testing.assert_close(value, alpha * at[1.0, 0.0] + beta * at[0.0, 1.0])
+
+
+@pytest.mark.parametrize("log_p", [-17.0, -30.0, -60.0])
+def test_nothing_kills_the_gradient_of_gce_at_small_probabilities(log_p):
+    """Neither a clamp before the power nor, in float32, the rounding of 1 - p^q to 1."""
+    for dtype in (torch.float32, torch.float64):
+        z = torch.tensor([[log_p, 0.0, -50.0]], dtype=dtype)
+        slope = gradient(lambda z: losses.gce(z, torch.tensor([0])), z)[0, 0].item()
+        assert slope == pytest.approx(-math.exp(0.7 * log_p), rel=1e-3, abs=0)
+
+
+def test_gradient_of_the_bootstrap_target():
+    z, labels, soft = sample()
+    p = torch.softmax(z, -1)
+    entropy = torch.special.entr(p).sum(1, keepdim=True)
+    for target, y in ((labels, one_hot(labels, 5)), (soft, soft)):
+        constant = gradient(lambda z, t=target: losses.bootstrap_soft(z, t, beta=0.8, detach=True), z)
+        torch.testing.assert_close(constant, 0.8 * (p - y))
+        moving = gradient(lambda z, t=target: losses.bootstrap_soft(z, t, beta=0.8), z)
+        torch.testing.assert_close(moving, 0.8 * (p - y) - 0.2 * p * (p.log() + entropy))
+        hard = gradient(lambda z, t=target: losses.bootstrap_hard(z, t, beta=0.8), z)
+        torch.testing.assert_close(hard, p - 0.8 * y - 0.2 * one_hot(p.argmax(1), 5))
+    value = losses.bootstrap_soft(z, labels)
+    assert torch.equal(value, losses.bootstrap_soft(z, labels, detach=True))
+
+
+def test_label_smoothing_is_a_cross_entropy_and_not_a_divergence():
+    """The value too: a divergence would be less by the entropy of the smoothed label."""
+    z, labels, _ = sample()
+    smoothed = 0.9 * one_hot(labels, 5) + 0.1 / 5
+    torch.testing.assert_close(losses.label_smoothing(z, labels), losses.cross_entropy(z, smoothed))
+    entropy = torch.special.entr(smoothed).sum(1)
+    difference = losses.label_smoothing(z, labels) - losses.kl_divergence(z, smoothed)
+    torch.testing.assert_close(difference, entropy)
+
+
+@EACH
+def test_no_state_between_calls(name):
+    loss = losses.create(name, num_classes=5, reduction="none")
+    assert not loss.state_dict()
+    z, labels, soft = sample()
+    first = loss(z, labels)
+    loss(-z, soft)
+    assert torch.equal(loss(z, labels), first)
+
+
+def test_first_call_in_inference_mode_leaves_training_possible():
+    z = torch.zeros(2, 6, requires_grad=True)
+    with torch.inference_mode():
+        losses.fourier(z, torch.tensor([0, 1]), s=1.234)
+    losses.fourier(z, torch.tensor([0, 1]), s=1.234).sum().backward()
+    torch.func.grad(lambda z: losses.fourier(z, torch.tensor([0, 1]), s=1.345).sum())(z.detach())
+    losses.fourier(z, torch.tensor([0, 1]), s=1.345).sum().backward()
+    assert z.grad.isfinite().all()
+
+
+def test_no_device_is_fixed_at_import():
+    modules = [module for key, module in sys.modules.items() if key.startswith("lossbook.losses.")]
+    assert len(modules) >= 5
+    assert not [value for module in modules for value in vars(module).values() if isinstance(value, torch.Tensor)]
+
+
+@EACH
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_equals_cpu(name):
+    z, labels, soft = sample()
+    for target in (labels, soft):
+        value = of(name)(z.cuda(), target.cuda())
+        assert value.is_cuda
+        torch.testing.assert_close(value.cpu(), of(name)(z, target))
+
+
+# --- the catalogue, and what is refused ----------------------------------------------------------------------
+
+
+def test_catalogue():
+    table = losses.catalogue()
+    assert list(table.index) == NAMES and set(NAMES) <= set(dir(losses))
+    for name, row in table.iterrows():
+        assert of(name).__doc__.startswith(row["definition"]) and row["source"] and "Returns" in of(name).__doc__
+
+
+@EACH
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_modules_reduce(name, reduction):
+    z, labels, _ = sample()
+    values = of(name)(z, labels)
+    expected = values if reduction == "none" else getattr(values, reduction)()
+    assert torch.equal(losses.create(name, num_classes=5, reduction=reduction)(z, labels), expected)
+
+
+@EACH
+def test_hyper_parameters_out_of_range_are_refused(name):
+    entry = losses.lookup(name)
+    for key, interval in entry.ranges.items():
+        low, high = (float(end) for end in interval[1:-1].split(","))
+        bad = [low - 1e-3, math.nan, math.inf, -math.inf, "1", None, True, *([high + 1e-3] if high < math.inf else [])]
+        bad += [low] * (interval[0] == "(") + [high] * (interval[-1] == ")" and high < math.inf)
+        for value in bad:
+            with pytest.raises(ValueError) as error:
+                losses.create(name, **{key: value})
+            assert f"{key}={value!r}" in str(error.value) and interval in str(error.value)
+            with pytest.raises(ValueError):
+                entry.function(*sample()[:2], **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"name": "brir"}, "brier"),
+        ({"name": "cross_entorpy"}, "cross_entropy"),
+        ({"name": "furier(s=2)"}, "fourier"),
+        ({"name": "fourier", "sybmol": "sin"}, "symbol"),
+        ({"name": "brier", "s": 1}, "none"),
+        ({"name": "fourier", "symbol": "sine"}, "sin"),
+        ({"name": "fourier", "placement": "permute"}, "permuted"),
+        ({"name": "fourier", "pad": -1}, "integer"),
+        ({"name": "fourier", "pad": 1.5}, "integer"),
+        ({"name": "fourier", "pad": -1, "num_classes": 600}, "integer"),
+        ({"name": "fourier", "placement": [0, 1, 2]}, "10 points"),
+        ({"name": "fourier", "placement": [0, *range(9)]}, "two classes on one point"),
+        ({"name": "fourier", "placement": [float(i) for i in range(10)]}, "10 points"),
+        ({"name": "fourier", "placement": 3}, "10 points"),
+        ({"name": "fourier", "placement": "hypercube", "num_classes": 20}, "16"),
+        ({"name": "brier", "num_classes": 1}, "at least 2"),
+        ({"name": "brier", "num_classes": 2.0}, "integer"),
+        ({"name": "brier", "reduction": "avg"}, "mean"),
+        ({"name": "fourier(s=2"}, "fourier(s=2"),
+        ({"name": 5}, "5"),
+        ({"name": None}, "None"),
+    ],
+)
+def test_create_refuses(arguments, said):
+    with pytest.raises(ValueError) as error:
+        losses.create(**arguments)
+    assert said in str(error.value)
+
+
+@EACH
+def test_wrong_shapes_and_types_are_refused(name):
+    z, labels, soft = sample()
+    for logits, target in (
+        (z, labels[:4]),
+        (z, labels[:, None]),
+        (z, soft[:, :4]),
+        (z, labels.double()),
+        (z, labels.bool()),
+        (z, soft.to(torch.complex128)),
+        (z.long(), labels),
+        (z.to(torch.complex128), labels),
+        (z[:, :1], labels),
+        (z[0, 0], labels[0]),
+    ):
+        with pytest.raises(ValueError, match="allowed"):
+            of(name)(logits, target)
+    with pytest.raises(ValueError, match="num_classes=5"):
+        losses.create(name)(z, labels)
+
+
+@EACH
+@pytest.mark.parametrize("wrong", [5, -1, -100])
+def test_an_index_out_of_range_raises(name, wrong):
+    z, labels, _ = sample()
+    labels[3] = wrong
+    with pytest.raises((RuntimeError, IndexError, ValueError)):
+        of(name)(z, labels)
+
+
+def test_parse():
+    assert losses.parse("brier") == ("brier", {})
+    assert losses.parse(" fourier( s = 2 , symbol='sin', placement=[0, 1]) ") == (
+        "fourier",
+        {"s": 2, "symbol": "sin", "placement": [0, 1]},
+    )
+    assert torch.equal(losses.create("gce(q=0.5)")(torch.eye(10), torch.arange(10)), losses.create("gce", q=0.5)(
+        torch.eye(10), torch.arange(10)))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "__import__('os').mkdir('parsed')",
+        "fourier(s=__import__('os').mkdir('parsed'))",
+        "fourier(s=(lambda: 1)())",
+        "fourier(2)",
+        "fourier(s=1, s=2)",
+        "fourier(**{'s': 2})",
+        "losses.fourier(s=2)",
+        "fourier(s=s)",
+        "[x for x in ()]",
+        "",
+        "fourier; brier",
+        "fourier\0",
+        5,
+        None,
+    ],
+)
+def test_parse_refuses_and_never_runs_code(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="was given"):
+        losses.parse(spec)
+    assert not list(tmp_path.iterdir())
+
+
+def test_import_is_light():
+    """The losses alone load nothing of the rest: neither SymPy nor torchvision, Jupyter or pandas."""
+    code = "import sys, lossbook.losses; print(*{'sympy', 'torchvision', 'IPython', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,383 @@
+"""Sweeps: bad input refused before work, kills and full disks survived, tuning blind to the test set, statistics."""
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from lossbook import results, sweep
+from lossbook.training import Config
+
+ONE = dict(profile="smoke", losses=["cross_entropy", "brier"], noise=["symmetric 0.4"], seeds=[70], epochs=1)
+MANY = dict(profile="smoke", losses=["brier"], noise=["symmetric 0.4"], seeds=list(range(70, 82)), epochs=4)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """Neither the published tables nor the runs of this machine."""
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(results, "RUNS", tmp_path / "runs")
+
+
+def small(out, **changes):
+    return sweep.plan("noisy_labels", **(ONE | changes), out=str(out))
+
+
+def counted(monkeypatch):
+    """The configurations that are trained from here on."""
+    trained, train = [], sweep.train
+    monkeypatch.setattr(sweep, "train", lambda config: trained.append(config) or train(config))
+    return trained
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same_results(one, other):
+    columns = ["hash", "test_accuracy", "validation_accuracy", "realised_noise_rate"]
+    pandas.testing.assert_frame_equal(
+        *(rows[columns].sort_values("hash").reset_index(drop=True) for rows in (one, other)), check_exact=True
+    )
+
+
+# --- plans ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(experiment="noisy_lables"), "noisy_labels"),
+        (dict(profile="quik"), "quick"),
+        (dict(dataset="digit"), "digits"),
+        (dict(model="mpl"), "mlp"),
+        (dict(model=["mlp"]), "mlp"),
+        (dict(losses=["brir"]), "brier"),
+        (dict(losses=["fourier(s=-1)"]), "s=-1"),
+        (dict(losses=["fourier(symbl='sin')"]), "symbol"),
+        (dict(losses="brier"), "losses='brier'"),
+        (dict(losses=5), "losses=5"),
+        (dict(losses=[5]), "5"),
+        (dict(noise=["symetric 0.4"]), "symmetric"),
+        (dict(noise=["symmetric 1.4"]), "1.4"),
+        (dict(noise=["symmetric -0.1"]), "-0.1"),
+        (dict(noise=["symmetric nan"]), "nan"),
+        (dict(noise=["symmetric"]), "symmetric 0.4"),
+        (dict(noise=[0.4]), "symmetric 0.4"),
+        (dict(noise="symmetric 0.4"), "a list"),
+        (dict(noise=["gaussian 0.1"]), "noise_kind"),
+        (dict(experiment="noisy_images", noise=["symmetric 0.4"]), "image_noise"),
+        (dict(dataset="kmnist", noise=["asymmetric 0.4"]), "kmnist"),
+        (dict(seeds=[-1]), "seed=-1"),
+        (dict(seeds=["0"]), "seed='0'"),
+        (dict(seeds=3), "seeds=3"),
+        (dict(epochs=-1), "epochs=-1"),
+        (dict(epochs=1.5), "epochs=1.5"),
+        (dict(epochs="3"), "epochs='3'"),
+        (dict(out=5), "out=5"),
+    ],
+)
+def test_bad_plans_are_refused_before_any_work(changes, said, tmp_path):
+    out = tmp_path / "rows"
+    with pytest.raises(ValueError) as error:
+        sweep.plan(**(dict(experiment="noisy_labels", profile="smoke", out=str(out)) | changes))
+    assert said in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_of_a_notebook():
+    """From `globals()`: IPython's own names, modules and functions pass; a misspelt parameter does not."""
+    around = {"__name__": "__main__", "_i1": "x = 1", "In": [], "Out": {}, "math": math, "plan": sweep.plan}
+    plan = sweep.settings("noisy_labels", {**around, "profile": "smoke", "dataset": "digits", "seeds": [3]})
+    assert plan == sweep.plan("noisy_labels", "smoke", seeds=[3])
+    for name, near in (("datset", "dataset"), ("seed", "seeds"), ("lossses", "losses")):
+        with pytest.raises(ValueError, match=f"unknown parameter '{name}'.*'{near}'"):
+            sweep.settings("noisy_labels", {**around, name: "mnist"})
+
+
+@pytest.mark.parametrize(
+    ("experiment", "profile", "dataset", "model"),
+    [
+        *itertools.product(sweep.EXPERIMENTS, ["smoke", "quick"], ["digits", "kmnist", "cifar100"], ["mlp"]),
+        *itertools.product(sweep.EXPERIMENTS, ["paper"], ["mnist", "kmnist", "cifar10"], ["mlp", "cnn_small", "cnn8"]),
+    ],
+)
+def test_every_plan_stands(experiment, profile, dataset, model):
+    plan = sweep.plan(experiment, profile, dataset, model)
+    assert plan.grid and len({config.hash for config in plan.grid}) == len(set(plan.grid))
+    for config in plan.tuning:
+        assert config.seed == sweep.TUNING_SEED and config.noise_kind == config.image_noise == "none"
+    assert not {config.seed for config in plan.grid} & {sweep.TUNING_SEED}
+    if plan.tuning:  # the same rates for every loss
+        rates = pandas.DataFrame([(c.loss, c.learning_rate) for c in plan.tuning]).groupby(0)[1].agg(tuple)
+        assert rates.nunique() == 1 and set(rates.index) == {config.loss for config in plan.grid}
+    settings = pandas.DataFrame([(c.loss, c.noise_kind, c.noise_rate, c.image_noise, c.seed) for c in plan.grid])
+    assert settings.groupby(0).size().nunique() == 1  # paired: every loss in every setting with every seed
+
+
+# --- running, again, killed, together, on a full disk ---------------------------------------------------------
+
+
+def test_a_second_run_trains_nothing(tmp_path, monkeypatch):
+    trained = counted(monkeypatch)
+    rows = sweep.run(small(tmp_path), workers=1)
+    assert len(trained) == len(rows) == 2 and set(rows["status"]) == {"done"}
+    before = contents(tmp_path)
+    again = sweep.run(small(tmp_path), workers=1)
+    assert len(trained) == 2 and contents(tmp_path) == before
+    pandas.testing.assert_frame_equal(again, rows)
+    # one more seed costs that seed alone
+    assert len(sweep.run(small(tmp_path, seeds=[70, 71]), workers=1)) == 4 and len(trained) == 4
+
+
+def test_workers_give_the_same_rows(tmp_path):
+    same_results(sweep.run(small(tmp_path / "two"), workers=2), sweep.run(small(tmp_path / "one"), workers=1))
+
+
+def test_noisy_images_are_judged_on_the_panel(tmp_path):
+    plan = sweep.plan("noisy_images", "smoke", losses=["brier"], seeds=[70], epochs=1, out=str(tmp_path))
+    rows = sweep.run(plan, workers=1)
+    assert set(rows["image_noise"]) == {"none", "gaussian"} and set(rows["panel_accuracy"].map(len)) == {12}
+
+
+def elsewhere(out):
+    """A sweep in a process of its own, with its folder of rows."""
+    code = (
+        "import sys, pathlib; from lossbook import results, sweep\n"
+        "results.PUBLISHED = pathlib.Path(sys.argv[1]) / 'none'\n"
+        f"sweep.run(sweep.plan('noisy_labels', **{MANY!r}, out=sys.argv[1]), workers=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(out)])
+    folder = out / "noisy_labels"
+    while process.poll() is None and not list(folder.glob("*.parquet")):
+        time.sleep(0.005)
+    return process, folder
+
+
+def test_a_killed_sweep_leaves_whole_rows_and_resumes(tmp_path, monkeypatch):
+    process, folder = elsewhere(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = results.load("noisy_labels", tmp_path)  # every row file is whole
+    assert 1 <= len(left) == len(list(folder.glob("*.parquet"))) < 12
+    before, trained = contents(tmp_path), counted(monkeypatch)
+    rows = sweep.run(small(tmp_path, **MANY), workers=1)
+    assert len(rows) == 12 and len(trained) == 12 - len(left)
+    assert before.items() <= contents(tmp_path).items()
+    same_results(sweep.run(small(tmp_path / "whole", **MANY | {"seeds": [81]}), workers=1), rows[rows["seed"] == 81])
+
+
+def test_two_sweeps_on_one_folder(tmp_path):
+    process, folder = elsewhere(tmp_path)
+    rows = sweep.run(small(tmp_path, **MANY), workers=1)
+    assert process.wait() == 0 and len(rows) == 12
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{h}.parquet" for h in rows["hash"])
+    same_results(results.load("noisy_labels", tmp_path), rows)
+
+
+def test_a_damaged_row_is_named(tmp_path):
+    sweep.run(small(tmp_path), workers=1)
+    for content in (lambda whole: whole[: len(whole) // 2], lambda whole: b""):
+        path = next((tmp_path / "noisy_labels").glob("*.parquet"))
+        whole = path.read_bytes()
+        path.write_bytes(content(whole))
+        with pytest.raises(ValueError) as error:
+            sweep.run(small(tmp_path), workers=1)
+        assert str(path) in str(error.value) and "delete" in str(error.value)
+        path.write_bytes(whole)
+
+
+def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
+    write, calls = pandas.DataFrame.to_parquet, []
+
+    def full(self, path, **options):
+        calls.append(path)
+        write(self, path, **options)
+        if len(calls) > 1:  # half a file is on disk when the space ends
+            os.truncate(path, 100)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pandas.DataFrame, "to_parquet", full)
+    with pytest.raises(OSError, match="No space left"):
+        sweep.run(small(tmp_path), workers=1)
+    monkeypatch.undo()
+    assert len(contents(tmp_path)) == len(results.load("noisy_labels", tmp_path, with_published=False)) == 1
+
+
+def test_a_diverged_run_does_not_stop_the_rest(tmp_path):
+    bad = Config(optimiser="sgd", learning_rate=1e25, epochs=1, train_size=300, batch_size=64)
+    good = Config(epochs=1, train_size=300, batch_size=64)
+    rows = sweep.run(sweep.Plan("noisy_labels", (), (bad, good), tmp_path), workers=1)
+    assert list(rows["status"]) == ["diverged", "done"] and list(rows["hash"]) == [bad.hash, good.hash]
+
+
+# --- tuning ---------------------------------------------------------------------------------------------------
+
+
+def tuned(validation, test):
+    """A plan with three rates for each of two losses, and the rows of its tuning."""
+    pairs = list(itertools.product(("brier", "mae"), (1e-4, 1e-3, 1e-2)))
+    tuning = tuple(Config(loss=loss, learning_rate=rate, seed=sweep.TUNING_SEED) for loss, rate in pairs)
+    rows = [
+        {"hash": c.hash, "loss": c.loss, "learning_rate": c.learning_rate, "validation_accuracy": v, "test_accuracy": t}
+        for c, v, t in zip(tuning, validation, test, strict=True)
+    ]
+    return sweep.Plan("noisy_labels", tuning, (Config(loss="mae"), Config(loss="brier")), None), pandas.DataFrame(rows)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    validation=st.permutations([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+    test=st.lists(st.floats(0, 1), min_size=6, max_size=6),
+)
+def test_tuning_takes_the_best_validation_accuracy_and_is_blind_to_the_test(validation, test):
+    plan, rows = tuned(validation, test)
+    rates = {config.loss: config.learning_rate for config in plan.chosen(rows)}
+    assert rates == {
+        loss: (1e-4, 1e-3, 1e-2)[int(np.argmax(validation[start : start + 3]))]
+        for loss, start in (("brier", 0), ("mae", 3))
+    }
+    assert plan.chosen(rows.drop(columns="test_accuracy")) == plan.chosen(rows)
+    stranger = rows.assign(hash="another sweep", validation_accuracy=1.0)
+    assert plan.chosen(pandas.concat([stranger, rows])) == plan.chosen(rows)
+
+
+def test_a_tie_in_tuning_does_not_depend_on_the_order_of_the_rows():
+    """Published rows come after own ones: a tie must not fall otherwise once rows are published."""
+    plan, rows = tuned([0.9] * 6, [0.5] * 6)
+    assert plan.chosen(rows) == plan.chosen(rows[::-1].reset_index(drop=True))
+
+
+def test_tuning_runs_first_and_decides(tmp_path):
+    tuning = tuple(Config(loss="brier", learning_rate=rate, epochs=1, seed=1000) for rate in (1e-6, 3e-3))
+    grid = (Config(loss="brier", learning_rate=1e-6, epochs=1, seed=70),)
+    rows = sweep.run(sweep.Plan("noisy_labels", tuning, grid, tmp_path), workers=1)
+    assert list(rows["learning_rate"]) == [3e-3] and list(rows["seed"]) == [70]
+    assert len(list((tmp_path / "noisy_labels").glob("*.parquet"))) == 3
+
+
+# --- publication ----------------------------------------------------------------------------------------------
+
+
+def test_publishing_merges_without_loss(tmp_path):
+    sweep.run(small(tmp_path / "a"), workers=1)
+    sweep.run(small(tmp_path / "b", seeds=[71]), workers=1)
+    results.publish("noisy_labels", folder=tmp_path / "a")
+    first = results.published("noisy_labels")
+    # what is published is not run again, and is not lost when others are added, nor by naming data sets
+    assert not sweep.missing(small(tmp_path / "c"), small(tmp_path / "c").grid)
+    results.publish("noisy_labels", ["digits"], tmp_path / "b")
+    both = results.published("noisy_labels")
+    results.publish("noisy_labels", ["mnist"], tmp_path / "b")
+    pandas.testing.assert_frame_equal(results.published("noisy_labels"), both)
+    assert len(first) == 2 and len(both) == 4 and set(first["hash"]) <= set(both["hash"])
+    assert set(both.columns) == set(first.columns)
+    one = both.set_index("hash").loc[first["hash"].iloc[0]]
+    assert list(one["train_loss_curve"]) == list(first["train_loss_curve"].iloc[0])
+    results.publish("noisy_labels", folder=tmp_path / "none")
+    pandas.testing.assert_frame_equal(results.published("noisy_labels"), both)
+
+
+@pytest.mark.parametrize("experiment", ["noisy_labels", "noisy_lables"])
+def test_publishing_nothing_is_refused(experiment, tmp_path):
+    with pytest.raises(ValueError, match="noisy_labels"):
+        results.publish(experiment, folder=tmp_path)
+
+
+# --- statistics -----------------------------------------------------------------------------------------------
+
+accuracies = st.lists(st.floats(0, 1, width=16), min_size=2, max_size=8)
+
+
+@settings(deadline=None)
+@given(values=accuracies)
+def test_interval_is_students(values):
+    mean, half, n = results.interval([*values, math.nan])
+    assert mean == pytest.approx(np.mean(values)) and n == len(values)
+    scale = stats.sem(values)
+    if scale > 1e-6:
+        low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=scale)
+        assert (mean - half, mean + half) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_interval_of_one_value_and_of_none():
+    assert results.interval([0.5])[::2] == (0.5, 1) and math.isnan(results.interval([0.5])[1])
+    assert math.isnan(results.interval([])[0]) and results.interval([])[2] == 0
+
+
+@settings(deadline=None)
+@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=12), order=st.randoms())
+def test_holm_from_its_definition(p, order):
+    """The i-th smallest of m is multiplied by m - i + 1, and none may fall below a smaller one."""
+    ranked, m = sorted(p), len(p)
+    definition = [max(min(1, (m - j) * ranked[j]) for j in range(i + 1)) for i in range(m)]
+    places = list(range(m + 1))
+    order.shuffle(places)
+    series = pandas.Series([*ranked, math.nan]).iloc[places]
+    adjusted = results.holm(series)
+    assert list(adjusted.index) == list(series.index)
+    assert list(adjusted.sort_index()[:-1]) == pytest.approx(definition) and math.isnan(adjusted[m])
+
+
+def table(losses, seeds=range(5), setting=("a", "b"), seed=0):
+    rng = np.random.default_rng(seed)
+    rows = [(loss, s, k, rng.uniform()) for loss in losses for s in seeds for k in setting]
+    return pandas.DataFrame(rows, columns=["loss", "seed", "setting", "test_accuracy"]).sample(frac=1, random_state=0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 8))
+def test_paired_differences_against_scipy(seed, n):
+    rows = table(["ce", "brier", "mae"], range(n), seed=seed)
+    found = results.paired_differences(rows, "ce", ["setting"]).set_index(["setting", "loss"])
+    assert set(found.index) == set(itertools.product("ab", ["brier", "mae"]))
+    wide = rows.pivot(index=["setting", "seed"], columns="loss", values="test_accuracy")
+    for (setting, loss), row in found.iterrows():
+        one, other = wide.loc[setting, loss], wide.loc[setting, "ce"]
+        test = stats.ttest_rel(one, other)
+        assert row["difference"] == pytest.approx((one - other).mean()) and row["n"] == n
+        assert row["p"] == pytest.approx(test.pvalue)
+        low, high = test.confidence_interval(0.95)
+        assert row["half_width"] == pytest.approx((high - low) / 2)
+    for _, group in found.groupby("setting"):
+        small, large = sorted(group["p"])
+        assert sorted(group["p_holm"]) == pytest.approx(sorted([min(1, 2 * small), min(1, max(2 * small, large))]))
+
+
+def test_paired_differences_by_hand():
+    rows = pandas.DataFrame(
+        [("ce", 0, 0.5), ("ce", 1, 0.6), ("ce", 2, 0.7), ("brier", 0, 0.6), ("brier", 1, 0.8), ("mae", 9, 0.1)],
+        columns=["loss", "seed", "test_accuracy"],
+    )
+    found = results.paired_differences(rows, "ce", [])
+    (row,) = found.to_dict("records")  # differences 0.1 and 0.2; a seed without a partner does not count
+    assert row["loss"] == "brier" and row["difference"] == pytest.approx(0.15) and row["n"] == 2
+    assert row["half_width"] == pytest.approx(12.7062 * 0.05, rel=1e-4)
+    assert row["p"] == row["p_holm"] == pytest.approx(2 / math.pi * math.atan(1 / 3))  # t = 3, one degree of freedom
+
+
+def test_equal_differences_are_no_evidence_by_rounding():
+    """One test image more for each seed: the spread is float32's alone, and no p-value of 1e-15 may come of it."""
+    counts = {"ce": (301, 305, 310), "brier": (302, 306, 311)}
+    rows = [
+        (loss, seed, np.float32(n / 360).item()) for loss, numbers in counts.items() for seed, n in enumerate(numbers)
+    ]
+    rows = pandas.DataFrame(rows, columns=["loss", "seed", "test_accuracy"])
+    found = results.paired_differences(rows, "ce", [])
+    assert found["difference"].item() == pytest.approx(1 / 360) and found["p"].isna().all()
+
+
+def test_two_rows_of_a_setting_and_seed_are_refused():
+    """Where `by` leaves something out, pairs would be mixed and n inflated."""
+    with pytest.raises(ValueError):
+        results.paired_differences(table(["ce", "brier"]), "ce", [])

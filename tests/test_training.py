@@ -1,0 +1,265 @@
+"""One run: the same row bit for bit, one source of chance for each purpose, and bad input refused before any work."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lossbook import data, training
+from lossbook.training import Config, canonical_loss, derived_seed, make_loss, prepare, shift_flip, train
+
+CPU = torch.device("cpu")
+SMALL = dict(train_size=300, batch_size=64, epochs=2)
+
+
+def comparable(row):
+    """All of a row but its wall time, as text, in which NaN equals NaN."""
+    return json.dumps({k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}, sort_keys=True)
+
+
+def batches(monkeypatch, **changes):
+    """What the loss of a run is given: pairs of logits and labels, step by step."""
+    seen = []
+
+    def spy(config, num_classes):
+        criterion = make_loss(config, num_classes)
+
+        def record(logits, labels):
+            seen.append((logits.detach().clone(), labels.clone()))
+            return criterion(logits, labels)
+
+        return record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "make_loss", spy)
+        train(Config(**{**SMALL, "epochs": 1, **changes}), CPU)
+    return seen
+
+
+# --- the same configuration gives the same row ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(loss="fourier", noise_kind="symmetric", noise_rate=0.4),
+        dict(
+            model="cnn_small", augment="shift_flip", image_noise="gaussian", image_level=0.2, optimiser="sgd", epochs=1
+        ),
+    ],
+)
+def test_same_row_bit_for_bit(changes):
+    """Whatever the number of threads and the state of the global generator, which the run leaves as it was."""
+    config = Config(**{**SMALL, **changes})
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        first = train(config, CPU)
+        torch.manual_seed(12345)
+        torch.set_num_threads(2)
+        before = torch.get_rng_state()
+        second = train(config, CPU)
+        assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert comparable(first) == comparable(second)
+    assert first["status"] == "done" and first["hash"] == config.hash
+    assert comparable(train(Config(**{**SMALL, **changes, "seed": 1}), CPU)) != comparable(first)
+
+
+def test_one_source_of_chance_for_each_purpose(monkeypatch):
+    """The rate of noise and the loss leave the initial weights, the order and the split as they are."""
+    (logits, labels), *_ = batches(monkeypatch)
+    (noisy_logits, noisy_labels), *_ = batches(monkeypatch, noise_kind="symmetric", noise_rate=0.4, loss="mae")
+    assert torch.equal(logits, noisy_logits) and not torch.equal(labels, noisy_labels)
+    (other_logits, _), *_ = batches(monkeypatch, seed=1)
+    assert not torch.equal(logits, other_logits)
+    assert len({derived_seed(purpose, seed) for purpose in ("order", "labels", "split") for seed in range(50)}) == 150
+
+
+def test_noise_leaves_split_images_and_test_labels_alone():
+    clean = prepare(Config(train_size=400), CPU)
+    noisy = prepare(Config(train_size=400, noise_kind="symmetric", noise_rate=0.6), CPU)
+    for field in ("train", "clean", "validation", "test", "test_labels"):
+        assert torch.equal(getattr(clean, field), getattr(noisy, field))
+    assert torch.equal(noisy.test_labels, torch.from_numpy(data.load("digits").y_test).long())
+    assert torch.equal(clean.labels, clean.clean) and not torch.equal(noisy.labels, noisy.clean)
+    assert len(clean.validation) == 40 and len(clean.train) == 360
+    blurred = prepare(Config(train_size=400, image_noise="blur", image_level=1.0), CPU)
+    assert torch.equal(blurred.test, clean.test) and not torch.equal(blurred.train, clean.train)
+    # noise does not depend on what was drawn before
+    torch.rand(7)
+    again = prepare(Config(train_size=400, noise_kind="symmetric", noise_rate=0.6), CPU)
+    assert torch.equal(again.labels, noisy.labels)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair", "ring"])
+def test_realised_noise_rate_is_binomial(kind):
+    split = prepare(Config(noise_kind=kind, noise_rate=0.4, seed=3), CPU)
+    n = len(split.labels)
+    assert abs((split.labels != split.clean).double().mean() - 0.4) < 5 * math.sqrt(0.24 / n)
+
+
+# --- what a row says ------------------------------------------------------------------------------------------
+
+
+def test_row():
+    config = Config(**SMALL, noise_kind="symmetric", noise_rate=0.4, panel=True)
+    row = train(config, CPU)
+    for curve in ("train_loss", "test_accuracy", "validation_accuracy", "memorised", "recovered"):
+        assert len(row[f"{curve}_curve"]) == 2
+    assert row["test_accuracy"] == row["test_accuracy_curve"][-1]
+    assert row["best_test_accuracy"] == max(row["test_accuracy_curve"])
+    assert all(m + r <= 1 for m, r in zip(row["memorised_curve"], row["recovered_curve"], strict=True))
+    assert len(row["panel_noise"]) == len(row["panel_accuracy"]) == len(training.PANEL)
+    assert all(0 <= value <= 1 for value in row["panel_accuracy"])
+    assert row["parameters"] == 64 * 256 + 256 + 2 * (256 * 256 + 256) + 256 * 10 + 10
+    assert all(math.isnan(value) for value in train(Config(**SMALL), CPU)["memorised_curve"])
+
+
+def test_training_learns():
+    assert train(Config(epochs=4, batch_size=64), CPU)["test_accuracy"] > 0.85
+
+
+def test_divergence_is_recorded():
+    row = train(Config(**{**SMALL, "epochs": 5}, optimiser="sgd", learning_rate=1e25), CPU)
+    assert row["status"] == "diverged" and not math.isfinite(row["train_loss_curve"][-1])
+    assert len(row["train_loss_curve"]) < 5
+
+
+def test_fast_mode_agrees_with_exact_mode():
+    exact, fast = (train(Config(**SMALL, mode=mode), CPU)["train_loss_curve"] for mode in ("exact", "fast"))
+    assert fast == pytest.approx(exact, rel=0.05) and fast != exact
+
+
+# --- configurations and their hash ----------------------------------------------------------------------------
+
+
+def test_hash_is_pinned():
+    """A changed hash would orphan every row that is published."""
+    assert Config().hash == "44136fa355b3678a"
+    assert (
+        Config(dataset="mnist", loss="fourier(s=2)", noise_kind="symmetric", noise_rate=0.4, seed=3).hash
+        == "53fd37b0bfd0191d"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("fourier", "fourier()"),
+        ("fourier", "fourier(s=1)"),
+        ("fourier(s=2)", " fourier( s = 2.0 )"),
+        ("fourier(s=2, symbol='sin')", 'fourier(symbol="sin", s=2)'),
+        ("gce(q=0.5)", "gce(q=5e-1)"),
+        ("fourier(placement=[0,1,2,3,4,5,6,7,9,8])", "fourier(placement=(0,1,2,3,4,5,6,7,9,8))"),
+    ],
+)
+def test_hash_does_not_depend_on_spelling(one, other):
+    assert Config(loss=one).hash == Config(loss=other).hash
+
+
+def test_hash_depends_on_what_matters_alone():
+    assert Config(noise_kind="symmetric", noise_rate=0).hash == Config(noise_kind="none", noise_rate=0.3).hash
+    assert Config(image_noise="blur", image_level=0).hash == Config().hash
+    assert Config(learning_rate=1).hash == Config(learning_rate=1.0).hash
+    values = dict(dataset="mnist", model="cnn8", loss="brier", augment="shift_flip", optimiser="sgd", learning_rate=0.1)
+    values |= dict(weight_decay=0.1, epochs=3, batch_size=32, train_size=100, mode="fast", panel=True, seed=1)
+    hashes = {Config(**{key: value}).hash for key, value in values.items()}
+    assert len(hashes | {Config().hash}) == len(values) + 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(s=st.floats(0, 10), q=st.floats(1e-6, 1))
+def test_canonical_spelling_keeps_the_value(s, q):
+    for name, key, value in (("fourier", "s", s), ("gce", "q", q)):
+        canonical = canonical_loss(f"{name}({key}={value!r})")
+        assert canonical_loss(canonical) == canonical
+        hyper = training.losses.parse(canonical)[1]
+        assert float(hyper.get(key, training.losses.lookup(name).defaults[key])) == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(dataset="mnits"), "mnist"),
+        (dict(dataset=["mnist"]), "mnist"),
+        (dict(model="resnet"), "resnet18"),
+        (dict(model=["mlp"]), "mlp"),
+        (dict(loss="furier"), "fourier"),
+        (dict(loss="fourier(s=-1)"), "s=-1"),
+        (dict(loss="fourier(z=1)"), "'z'"),
+        (dict(loss="fourier(s=2"), "fourier(s=2"),
+        (dict(loss=5), "5"),
+        (dict(loss=["brier"]), "brier"),
+        (dict(dataset="cifar100", loss="fourier(placement='hypercube')"), "hypercube"),
+        (dict(noise_kind="symetric", noise_rate=0.1), "symmetric"),
+        (dict(noise_rate=1.1), "noise_rate=1.1"),
+        (dict(noise_rate=-0.1), "noise_rate=-0.1"),
+        (dict(noise_rate="0.4"), "noise_rate='0.4'"),
+        (dict(noise_rate=math.nan), "noise_rate=nan"),
+        (dict(noise_kind="asymmetric", noise_rate=0.4, dataset="kmnist"), "kmnist"),
+        (dict(image_noise="gauss", image_level=0.1), "gaussian"),
+        (dict(image_level=-1), "image_level=-1"),
+        (dict(image_noise="salt_pepper", image_level=1.5), "image_level=1.5"),
+        (dict(augment="flip"), "shift_flip"),
+        (dict(optimiser="adm"), "adam"),
+        (dict(learning_rate=-1e-3), "learning_rate=-0.001"),
+        (dict(learning_rate=math.inf), "learning_rate=inf"),
+        (dict(weight_decay=None), "weight_decay=None"),
+        (dict(epochs=0), "epochs=0"),
+        (dict(epochs=1.5), "epochs=1.5"),
+        (dict(epochs=True), "epochs=True"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(train_size=-1), "train_size=-1"),
+        (dict(mode="fastest"), "fast"),
+        (dict(panel="no"), "panel='no'"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(seed="0"), "seed='0'"),
+    ],
+)
+def test_bad_configurations_are_refused(changes, said):
+    """The message names what was given or the nearest that is allowed."""
+    with pytest.raises(ValueError) as error:
+        Config(**changes)
+    assert said in str(error.value)
+
+
+def test_placements_are_checked_for_the_classes_of_the_data_set():
+    points = list(range(99, -1, -1))
+    assert Config(dataset="cifar100", loss=f"fourier(placement={points})").loss.startswith("fourier(placement=")
+
+
+@pytest.mark.parametrize("changes", [dict(train_size=1500), dict(train_size=100, batch_size=128)])
+def test_more_images_than_there_are_is_refused(changes):
+    with pytest.raises(ValueError, match=r"_size=\d+ was given"):
+        train(Config(**changes), CPU)
+
+
+# --- augmentation and permuted classes ------------------------------------------------------------------------
+
+
+def test_shift_flip_is_a_shift_and_a_flip():
+    image = torch.arange(2 * 8 * 6, dtype=torch.float32).view(1, 2, 8, 6)
+    padded = torch.nn.functional.pad(image, (4, 4, 4, 4), mode="reflect")[0]
+    allowed = {}
+    for dy in range(9):
+        for dx in range(9):
+            crop = padded[:, dy : dy + 8, dx : dx + 6]
+            allowed[crop.numpy().tobytes()] = (dy, dx, False)
+            allowed[crop.flip(-1).contiguous().numpy().tobytes()] = (dy, dx, True)
+    out = shift_flip(image.expand(4000, -1, -1, -1), torch.Generator().manual_seed(0))
+    seen = {allowed[one.contiguous().numpy().tobytes()] for one in out}
+    assert out.shape == (4000, 2, 8, 6) and len(seen) == len(allowed)
+
+
+def test_each_seed_permutes_the_classes_anew():
+    made = [make_loss(Config(loss="fourier(placement='permuted')", seed=seed), 10) for seed in range(5)]
+    assert len({loss.hyper["permutation_seed"] for loss in made}) == 5
+    logits = torch.randn(20, 10, generator=torch.Generator().manual_seed(0))
+    assert len({loss(logits, torch.arange(20) % 10).item() for loss in made}) == 5
+    fixed = make_loss(Config(loss="fourier(placement='permuted', permutation_seed=3)", seed=1), 10)
+    assert fixed.hyper["permutation_seed"] == 3
