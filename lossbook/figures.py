@@ -10,8 +10,12 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy
+import pandas
 import seaborn
 from matplotlib.figure import Figure
+
+from lossbook import results
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = PROJECT / "figures"
@@ -99,4 +103,203 @@ def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ())
 def close(figure: Figure) -> Figure:
     """Return the figure for display, closed, so that a notebook shows it once."""
     plt.close(figure)
+    return figure
+
+
+# Two groups of lines a panel, so that none holds more than seven; cross-entropy and Brier stand in both.
+FOURIER_GROUP = (
+    "cross_entropy",
+    "brier",
+    "fourier(s=0.5)",
+    "fourier",
+    "fourier(s=2)",
+    "fourier(placement='permuted')",
+    "rps",
+)
+ROBUST_GROUP = ("cross_entropy", "brier", "label_smoothing", "mae", "gce", "sce", "nce_rce")
+TITLES = {
+    "digits": "digits",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR10",
+    "mlp": "MLP",
+    "cnn_small": "small CNN",
+}
+
+
+def title(*names: str) -> str:
+    """Names of data sets and networks as a reader writes them."""
+    return ", ".join(TITLES.get(name, name) for name in names)
+
+
+def runs_text(rows: pandas.DataFrame) -> str:
+    """What a caption must say of the runs: epochs, number of seeds, what the intervals are."""
+    epochs = "/".join(f"{n:.0f}" for n in sorted(rows["epochs"].unique()))
+    seeds = rows.groupby(["dataset", "model", "loss", "noise_kind", "noise_rate"])["seed"].nunique()
+    n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    return f"Last of {epochs} epochs. Points are means, bars 95 % t-intervals over n = {n} seeds."
+
+
+def _with_intervals(axis, x, groups, loss: str, scale: float = 100.0) -> None:
+    summary = [results.interval(values) for values in groups]
+    drawn = look(loss)
+    axis.errorbar(
+        x,
+        [scale * mean for mean, _, _ in summary],
+        yerr=[scale * half for _, half, _ in summary],
+        color=drawn.colour,
+        linestyle=drawn.line,
+        marker=drawn.marker,
+        label=drawn.label,
+        capsize=1.5,
+        elinewidth=0.8,
+    )
+
+
+def accuracy_by_rate(rows: pandas.DataFrame, kind: str = "symmetric") -> Figure:
+    """Test accuracy against the rate of wrong labels: a column a data set and network, a row a group of losses."""
+    rows = rows[rows["noise_kind"].isin([kind, "none"])]
+    settings = list(dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)))
+    groups = [[loss for loss in group if (rows["loss"] == loss).any()] for group in (FOURIER_GROUP, ROBUST_GROUP)]
+    groups = [group for group in groups if len(group) > 2] or groups[:1]
+    figure, axes = plt.subplots(
+        len(groups), len(settings), figsize=(1.6 + 2.6 * len(settings), 0.6 + 2.3 * len(groups)), squeeze=False
+    )
+    for (dataset, model), column in zip(settings, axes.T, strict=True):
+        here = rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
+        low = 100 * here.groupby(["loss", "noise_rate"])["test_accuracy"].mean().min() - 3
+        for axis, group in zip(column, groups, strict=True):
+            for loss in group:
+                by_rate = here[here["loss"] == loss].groupby("noise_rate")["test_accuracy"]
+                rates = list(by_rate.groups)
+                _with_intervals(axis, [100 * r for r in rates], [by_rate.get_group(r) for r in rates], loss)
+            axis.set_ylim(low, min(axis.get_ylim()[1], 100.5))
+            axis.set_xticks([100 * r for r in sorted(here["noise_rate"].unique())])
+        column[0].set_title(title(dataset, model))
+        column[-1].set_xlabel("wrong labels (%)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("test accuracy (%)")
+    for axis in axes[:, -1]:
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    caption(figure, f"Test accuracy under {kind} label noise. {runs_text(rows)}")
+    return figure
+
+
+def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 0.4) -> Figure:
+    """Epoch by epoch: test accuracy, and the share of wrong training labels that the network has learnt by heart."""
+    rows = rows[(rows["noise_kind"] == kind) & (rows["noise_rate"] == rate) & (rows["status"] == "done")]
+    settings = list(dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)))
+    shown = ("cross_entropy", "brier", "fourier", "fourier(placement='permuted')", "fourier(s=2)", "mae", "gce")
+    shown = [loss for loss in shown if (rows["loss"] == loss).any()]
+    figure, axes = plt.subplots(2, len(settings), figsize=(1.8 + 2.5 * len(settings), 4.4), squeeze=False, sharex="col")
+    for (dataset, model), column in zip(settings, axes.T, strict=True):
+        here = rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
+        for loss in shown:
+            for axis, curve in zip(column, ("test_accuracy_curve", "memorised_curve"), strict=True):
+                curves = 100 * numpy.stack(here.loc[here["loss"] == loss, curve])
+                drawn, mean = look(loss), curves.mean(0)
+                half = numpy.array([results.interval(epoch)[1] for epoch in curves.T])
+                epochs = numpy.arange(1, len(mean) + 1)
+                axis.plot(epochs, mean, color=drawn.colour, linestyle=drawn.line, label=drawn.label)
+                axis.fill_between(epochs, mean - half, mean + half, color=drawn.colour, alpha=0.15, linewidth=0)
+            column[0].set_ylim(max(column[0].get_ylim()[0], 0), min(column[0].get_ylim()[1], 100.5))
+            column[1].set_ylim(0, min(column[1].get_ylim()[1], 100.5))
+        column[0].set_title(title(dataset, model))
+        column[-1].set_xlabel("epoch")
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    axes[1, 0].set_ylabel("wrong labels memorised (%)")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    text = runs_text(rows).replace("Points are means, bars", "Lines are means, bands").split(". ", 1)[1]
+    caption(
+        figure,
+        f"Training with {100 * rate:.0f} % {kind} label noise. Memorised: share of the wrong labels (among "
+        f"5000 training examples) that the network predicts. {text}",
+    )
+    return figure
+
+
+def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] | None = None) -> Figure:
+    """Paired differences in test accuracy to a baseline: a panel a noise setting, a point a loss and data set."""
+    rows = rows.assign(setting=setting_names(rows))
+    table = results.paired_differences(rows, baseline, ["dataset", "model", "setting"])
+    order = [loss for loss in losses or LOOKS if loss != baseline and (table["loss"] == loss).any()]
+    settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"])["setting"]))
+    settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric"), name))
+    figure, axes = plt.subplots(
+        1, len(settings), figsize=(1.7 + 1.45 * len(settings), 1.3 + 0.25 * len(order)), sharey=True, squeeze=False
+    )
+    sources = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
+    for axis, setting in zip(axes[0], settings, strict=True):
+        for number, (dataset, model) in enumerate(sources):
+            here = table[(table["setting"] == setting) & (table["dataset"] == dataset) & (table["model"] == model)]
+            here = here.set_index("loss").reindex(order)
+            height = numpy.arange(len(order)) + 0.22 * (number - (len(sources) - 1) / 2)
+            axis.errorbar(
+                100 * here["difference"],
+                height,
+                xerr=100 * here["half_width"],
+                fmt="os^Dv"[number % 5],
+                color=seaborn.color_palette("colorblind")[(0, 1, 2, 4, 7)[number % 5]],
+                label=title(dataset, model),
+                capsize=1.5,
+                elinewidth=0.9,
+                markersize=3.5,
+            )
+        axis.axvline(0, color="#444444", linewidth=0.8)
+        axis.set_title(setting)
+        axis.margins(y=0.08)
+    axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
+    axes[0, 0].invert_yaxis()
+    axes[0, len(settings) // 2].set_xlabel(f"test accuracy less that of {look(baseline).label} (points)")
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    text = runs_text(rows).replace("Points are means, bars", "Points are mean differences over shared seeds, bars")
+    caption(figure, text)
+    return figure
+
+
+def setting_names(rows: pandas.DataFrame) -> pandas.Series:
+    """A noise setting as a reader writes it: "clean", "symmetric 40 %", "gaussian 0.3"."""
+    names = []
+    for kind, rate, image, level in zip(
+        rows["noise_kind"], rows["noise_rate"], rows["image_noise"], rows["image_level"], strict=True
+    ):
+        if kind != "none":
+            names.append(f"{kind} {100 * rate:.0f} %")
+        elif image != "none":
+            names.append(f"{image.replace('_', ' & ')} {level:g}")
+        else:
+            names.append("clean")
+    return pandas.Series(names, index=rows.index)
+
+
+def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
+    """Networks trained on clean images, tested on noisy ones: a row a data set, a column a kind of noise."""
+    rows = rows[rows["image_noise"] == "none"]
+    settings = list(dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)))
+    kinds = list(dict.fromkeys(name.split()[0] for name in rows["panel_noise"].iloc[0]))
+    units = {"gaussian": "noise, standard deviation", "salt_pepper": "share of pixels", "blur": "blur (pixels)"}
+    shown = [loss for loss in LOOKS if (rows["loss"] == loss).any()]
+    figure, axes = plt.subplots(
+        len(settings),
+        len(kinds),
+        figsize=(1.7 + 2.0 * len(kinds), 0.7 + 2.2 * len(settings)),
+        squeeze=False,
+        sharey="row",
+    )
+    for (dataset, model), line in zip(settings, axes, strict=True):
+        here = rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
+        names = list(here["panel_noise"].iloc[0])
+        for axis, kind in zip(line, kinds, strict=True):
+            chosen = [i for i, name in enumerate(names) if name.split()[0] == kind]
+            levels = [0.0, *(float(names[i].split()[1]) for i in chosen)]
+            for loss in shown:
+                runs = here[here["loss"] == loss]
+                panel = numpy.stack(runs["panel_accuracy"])
+                _with_intervals(axis, levels, [runs["test_accuracy"], *(panel[:, i] for i in chosen)], loss)
+            axis.set_xlabel(units[kind])
+        line[0].set_ylabel(f"{title(dataset)}\ntest accuracy (%)")
+        line[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        axis.set_title({"gaussian": "Gaussian noise", "salt_pepper": "salt and pepper", "blur": "blur"}[kind])
+    caption(figure, f"Trained on clean images, tested on noisy ones ({title(settings[0][1])}). {runs_text(rows)}")
     return figure

@@ -118,6 +118,23 @@ def paired_differences(
     return frame
 
 
+def difference_table(rows: pandas.DataFrame, baseline: str, by: list[str]) -> pandas.DataFrame:
+    """`paired_differences` for reading: a line a loss, a column a setting, "mean ± half-width" in percentage points.
+
+    A star marks p < 0.05 after Holm's correction inside the setting. The baseline's own line is its mean accuracy.
+    """
+    table = paired_differences(rows, baseline, by)
+    star = numpy.where(table["p_holm"] < 0.05, "*", "")
+    table["cell"] = [
+        f"{100 * d:+.2f} ± {100 * h:.2f}{s}"
+        for d, h, s in zip(table["difference"], table["half_width"], star, strict=True)
+    ]
+    cells = table.pivot(index="loss", columns=by, values="cell")
+    own = rows[rows["loss"] == baseline].groupby(by)["test_accuracy"].mean()
+    cells.loc[f"{baseline} itself (%)"] = own.map("{:.2%}".format)
+    return cells.loc[[f"{baseline} itself (%)", *(loss for loss in rows["loss"].unique() if loss in cells.index)]]
+
+
 def holm(p: pandas.Series) -> pandas.Series:
     """Holm's step-down correction; NaN stays NaN."""
     ranked = p.dropna().sort_values()

@@ -19,7 +19,7 @@ from lossbook import results, sweep
 from lossbook.training import Config
 
 ONE = dict(profile="smoke", losses=["cross_entropy", "brier"], noise=["symmetric 0.4"], seeds=[70], epochs=1)
-MANY = dict(profile="smoke", losses=["brier"], noise=["symmetric 0.4"], seeds=list(range(70, 82)), epochs=4)
+MANY = dict(profile="smoke", losses=["brier"], noise=["symmetric 0.4"], seeds=list(range(70, 78)), epochs=3)
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def elsewhere(out):
     process = subprocess.Popen([sys.executable, "-c", code, str(out)])
     folder = out / "noisy_labels"
     while process.poll() is None and not list(folder.glob("*.parquet")):
-        time.sleep(0.005)
+        time.sleep(0.01)
     return process, folder
 
 
@@ -169,18 +169,18 @@ def test_a_killed_sweep_leaves_whole_rows_and_resumes(tmp_path, monkeypatch):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     left = results.load("noisy_labels", tmp_path)  # every row file is whole
-    assert 1 <= len(left) == len(list(folder.glob("*.parquet"))) < 12
+    assert 1 <= len(left) == len(list(folder.glob("*.parquet"))) < 8
     before, trained = contents(tmp_path), counted(monkeypatch)
     rows = sweep.run(small(tmp_path, **MANY), workers=1)
-    assert len(rows) == 12 and len(trained) == 12 - len(left)
+    assert len(rows) == 8 and len(trained) == 8 - len(left)
     assert before.items() <= contents(tmp_path).items()
-    same_results(sweep.run(small(tmp_path / "whole", **MANY | {"seeds": [81]}), workers=1), rows[rows["seed"] == 81])
+    same_results(sweep.run(small(tmp_path / "whole", **MANY | {"seeds": [77]}), workers=1), rows[rows["seed"] == 77])
 
 
 def test_two_sweeps_on_one_folder(tmp_path):
     process, folder = elsewhere(tmp_path)
     rows = sweep.run(small(tmp_path, **MANY), workers=1)
-    assert process.wait() == 0 and len(rows) == 12
+    assert process.wait() == 0 and len(rows) == 8
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{h}.parquet" for h in rows["hash"])
     same_results(results.load("noisy_labels", tmp_path), rows)
 
@@ -288,10 +288,10 @@ def test_publishing_merges_without_loss(tmp_path):
     pandas.testing.assert_frame_equal(results.published("noisy_labels"), both)
 
 
-@pytest.mark.parametrize("experiment", ["noisy_labels", "noisy_lables"])
-def test_publishing_nothing_is_refused(experiment, tmp_path):
+def test_publishing_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="noisy_labels"):
-        results.publish(experiment, folder=tmp_path)
+        results.publish("noisy_labels", folder=tmp_path)
+    assert not contents(tmp_path)
 
 
 # --- statistics -----------------------------------------------------------------------------------------------
@@ -374,10 +374,10 @@ def test_equal_differences_are_no_evidence_by_rounding():
     ]
     rows = pandas.DataFrame(rows, columns=["loss", "seed", "test_accuracy"])
     found = results.paired_differences(rows, "ce", [])
-    assert found["difference"].item() == pytest.approx(1 / 360) and found["p"].isna().all()
+    assert found["difference"].item() == pytest.approx(1 / 360, abs=1e-6) and found["p"].isna().all()
 
 
 def test_two_rows_of_a_setting_and_seed_are_refused():
     """Where `by` leaves something out, pairs would be mixed and n inflated."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not unique"):
         results.paired_differences(table(["ce", "brier"]), "ce", [])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import sympy
-from sympy import Expr, Matrix, Rational, Symbol, cos, expand, expand_log, log, pi, sqrt
+from sympy import Expr, Matrix, Rational, Symbol, binomial, cos, expand, expand_log, log, pi, sqrt
 
 from lossbook.symbolic import fourier_loss
 from lossbook.symbolic.fourier_loss import s
@@ -74,14 +74,33 @@ def covariance(n: int, symbol: str = "wrap", order: Expr = s) -> Matrix:
     """Σ of the noise over the classes: circulant, rows of zero sum, eigenvalues `variances`; Σ⁺ = Q/σ²."""
     spectrum = variances(n, symbol, order)
     entries = [inverse_transform(spectrum, d, lambda j: cos(2 * pi * Rational(j, n))) for d in range(n)]
-    return Matrix(n, n, lambda j, l: entries[(j - l) % n])
+    return Matrix(n, n, lambda j, i: entries[(j - i) % n])
 
 
 def flux_to_noise(n: int) -> Matrix:
     """D with ε = D η: class j receives the flux η_j over its border with class j-1 and passes on η_{j+1}."""
-    return Matrix(n, n, lambda j, l: int(j == l) - int((j + 1) % n == l))
+    return Matrix(n, n, lambda j, i: int(j == i) - int((j + 1) % n == i))
 
 
-def total(loss_sum: Expr, examples: Expr, n: int, symbol: str = "wrap", order: Expr = s) -> Expr:
-    """-log-likelihood of independent examples whose losses add up to loss_sum."""
-    return loss_sum / (2 * sigma**2) + examples * log_normaliser(n, symbol, order)
+def flux_covariance(distance: Expr, order: Expr) -> Expr:
+    """Σ/σ² at that distance for the sine symbol and an integer order < n/2: (-1)^d C(2s, s+d)."""
+    return (-1) ** distance * binomial(2 * order, order + distance)
+
+
+def expected_loss(n: int, true_order: Expr, symbol: str = "wrap", order: Expr = s) -> Expr:
+    """Mean of the loss of that order when the noise has the true order: trace(Q Σ) = σ² Σ_{k≠0} m^{2(true_order-s)}."""
+    noise = variances(n, symbol, true_order)
+    weights = fourier_loss.eigenvalues(n, symbol, order)
+    return sum(sympy.powsimp(noise[k] * weights[k]) for k in range(1, n))
+
+
+def inside_at_vertex(n: int) -> Expr:
+    """Probability that a label stays in the simplex when p is a vertex: 1/n!, for the sine symbol, s = 1, small σ.
+
+    p + ε has no negative entry only if n independent fluxes come in one given order. With t_j the distribution function
+    at flux j, uniform on [0, 1], that is the volume of t_1 < ... < t_n < 1. For any σ it is an upper bound.
+    """
+    t, volume = Symbol("t", positive=True), sympy.S.One
+    for _ in range(n):
+        volume = sympy.integrate(volume, (t, 0, t))
+    return volume.subs(t, 1)
