@@ -85,8 +85,10 @@ def _run(given) -> int:
 
 
 def _publish(given) -> int:
-    from lossbook import results
+    from lossbook import results, sweep
+    from lossbook.checks import check_name
 
+    check_name("experiment", given.experiment, sweep.EXPERIMENTS)
     path = results.publish(given.experiment, given.dataset)
     print(f"{path.relative_to(results.PROJECT)}: {len(results.published(given.experiment))} rows")
     return 0

@@ -65,6 +65,8 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
 def publish(experiment: str, datasets: list[str] | None = None, folder: str | Path | None = None) -> Path:
     """Merge this machine's rows (of the named data sets) into the committed table and return its path."""
     rows = load(experiment, folder)
+    if rows.empty:
+        raise ValueError(f"{experiment} has no rows under {Path(folder or RUNS)}; run the sweep first")
     if datasets:
         rows = rows[rows["dataset"].isin(datasets) | rows["hash"].isin(published(experiment)["hash"])]
     order = [
@@ -105,13 +107,13 @@ def paired_differences(
     """
     keys = [*by, "seed"]
     reference = rows.loc[rows["loss"] == baseline, [*keys, value]].rename(columns={value: "reference"})
-    paired = rows[rows["loss"] != baseline].merge(reference, on=keys)
+    paired = rows[rows["loss"] != baseline].merge(reference, on=keys, validate="many_to_one")
     paired["difference"] = paired[value] - paired["reference"]
     table = []
     for setting, group in paired.groupby([*by, "loss"], sort=False):
         mean, half, n = interval(group["difference"])
         spread = group["difference"].std(ddof=1) if n > 1 else 0.0
-        p = stats.ttest_1samp(group["difference"], 0).pvalue if n > 1 and spread > 0 else numpy.nan
+        p = stats.ttest_1samp(group["difference"], 0).pvalue if n > 1 and spread > 1e-6 else numpy.nan
         table.append([*setting, mean, half, n, p])
     frame = pandas.DataFrame(table, columns=[*by, "loss", "difference", "half_width", "n", "p"])
     frame["p_holm"] = frame.groupby(by, sort=False)["p"].transform(holm) if by else holm(frame["p"])

@@ -74,7 +74,7 @@ def noisy_labels(profile: str, dataset: str, model: str) -> Grid:
             LOSSES,
             settings,
             (0, 1, 2) if small else (0, 1),
-            40 if small else 4,
+            30 if small else 4,
             batch_size=64 if small else 128,
         )
     if model == "mlp":
@@ -115,7 +115,8 @@ class Plan:
         if not self.tuning:
             return list(self.grid)
         tuned = rows[rows["hash"].isin({config.hash for config in self.tuning})]
-        best = tuned.sort_values("validation_accuracy", ascending=False).drop_duplicates("loss")
+        ranked = tuned.sort_values(["validation_accuracy", "learning_rate"], ascending=[False, True])
+        best = ranked.drop_duplicates("loss")
         rates = best.set_index("loss")["learning_rate"]
         return [replace(config, learning_rate=float(rates[config.loss])) for config in self.grid]
 
@@ -140,6 +141,8 @@ def plan(
     check_name("profile", profile, PROFILES)
     check_name("dataset", dataset, data.NAMES)
     check_name("model", model, models.MODELS)
+    if not isinstance(out, str | Path):
+        raise ValueError(f"out={out!r} was given; allowed: the path of a folder, empty for data/runs")
     for key, value in (("losses", losses), ("noise", noise), ("seeds", seeds)):
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise ValueError(f"{key}={value!r} was given; allowed: a list, empty for that of the profile")
@@ -206,6 +209,8 @@ def run(plan: Plan, workers: int | None = None) -> pandas.DataFrame:
     On the CPU the runs go to `workers` processes of one thread each (one a core by default); on a GPU one after
     another. Each row is written as its run ends, so a killed sweep loses the runs in flight and no more.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers} was given; allowed: a whole number from 1")
     if plan.tuning:
         _run(plan, plan.tuning, workers, "tuning")
     rows = results.load(plan.experiment, plan.out)

@@ -99,8 +99,12 @@ class Config:
             if kind is int and not isinstance(value, int):
                 raise ValueError(f"{name}={value!r} was given; allowed: a whole number in {interval}")
             object.__setattr__(self, name, kind(value))
+        if not isinstance(self.panel, bool):
+            raise ValueError(f"panel={self.panel!r} was given; allowed: True, False")
+        if not isinstance(self.loss, str):
+            raise ValueError(f"loss={self.loss!r} was given; allowed: a name or a spec such as 'fourier(s=2)'")
         # one spelling for the same thing, so that the same run has the same hash
-        object.__setattr__(self, "loss", canonical_loss(self.loss))
+        object.__setattr__(self, "loss", canonical_loss(self.loss, len(data.SETS[self.dataset].classes)))
         if self.noise_kind == "none" or self.noise_rate == 0:
             object.__setattr__(self, "noise_kind", "none")
             object.__setattr__(self, "noise_rate", 0.0)
@@ -120,16 +124,21 @@ class Config:
 
 
 @functools.lru_cache(maxsize=1024)
-def canonical_loss(spec: str) -> str:
+def canonical_loss(spec: str, num_classes: int = 10) -> str:
     """The one spelling of a loss: hyper-parameters sorted, those at their default left out. ValueError if unknown."""
     name, hyper = losses.parse(spec)
-    losses.create(name, **hyper)
+    losses.create(name, num_classes, **hyper)
     defaults = losses.lookup(name).defaults
-    numbers = {k: float(v) if isinstance(defaults[k], float) else v for k, v in hyper.items()}
-    changed = [
-        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v!r}" for k, v in sorted(numbers.items()) if v != defaults[k]
-    ]
+    values = {k: float(v) if isinstance(defaults[k], float) else v for k, v in hyper.items()}
+    changed = [f"{k}={_literal(v)}" for k, v in sorted(values.items()) if v != defaults[k]]
     return f"{name}({', '.join(changed)})" if changed else name
+
+
+def _literal(value: object) -> str:
+    """The shortest literal that reads back as the value; a tuple is written as a list."""
+    if isinstance(value, float):
+        return short if float(short := f"{value:g}") == value else repr(value)
+    return f"[{', '.join(map(_literal, value))}]" if isinstance(value, list | tuple) else repr(value)
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:

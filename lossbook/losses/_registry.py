@@ -106,8 +106,10 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
         if isinstance(call, ast.Name):
             return call.id, {}
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
-            return call.func.id, {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, TypeError):
+            hyper = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+            if None not in hyper and len(hyper) == len(call.keywords):  # neither **mapping nor a key given twice
+                return call.func.id, hyper
+    except (SyntaxError, ValueError, TypeError, AttributeError):
         pass
     raise ValueError(f"loss {spec!r} was given; allowed: a name or name(key=value, ...), such as fourier(s=2)")
 
@@ -150,7 +152,7 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
 
     ValueError for an unknown name or hyper-parameter, or a value out of range: before any data is seen.
     """
-    if name not in REGISTRY and "(" in name:
+    if name not in REGISTRY and "(" in str(name):
         name, parsed = parse(name)
         hyper = parsed | hyper
     entry = lookup(name)
@@ -190,6 +192,14 @@ def distribution(target: Tensor, like: Tensor) -> Tensor:
     if target.is_floating_point():
         return target
     return torch.zeros_like(like).scatter(-1, target.unsqueeze(-1), 1.0)
+
+
+def one_minus_exp(x: Tensor) -> Tensor:
+    """1 - e^x for x <= 0, exact in value near 0 and in gradient far from it.
+
+    The gradient of torch.expm1 is its result + 1, which float32 rounds to 0 below x = -17.
+    """
+    return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x))
 
 
 def expected(values: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lossbook.losses._registry import distribution, expected, register
+from lossbook.losses._registry import distribution, expected, one_minus_exp, register
 
 LOG_OF_ZERO = math.log(1e-4)  # what the SCE and APL code put for ln 0 in the reverse cross-entropy
 
@@ -28,7 +28,7 @@ def gce(logits: Tensor, target: Tensor, *, q: float = 0.7) -> Tensor:
     Gradient in z for a class y: p_y^q (p - e_y). Limits: cross-entropy as q → 0, half of `mae` at q = 1.
     The power is taken in the log domain, so the gradient lives for every p_y; no clamp cuts it off.
     """
-    return expected(-torch.expm1(q * torch.log_softmax(logits, -1)), target) / q
+    return expected(one_minus_exp(q * torch.log_softmax(logits, -1)), target) / q
 
 
 def reverse_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def reverse_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
     if target.is_floating_point():
         log_y = torch.log(target).clamp_min(LOG_OF_ZERO)
         return -(log_p.exp() * log_y).sum(-1)
-    return LOG_OF_ZERO * torch.expm1(expected(log_p, target))
+    return -LOG_OF_ZERO * one_minus_exp(expected(log_p, target))
 
 
 @register(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lossbook.losses._registry import distribution, register
+from lossbook.losses._registry import distribution, one_minus_exp, register
 
 
 @register(proper=True, symmetric=False, bounded=True, convex=False, smooth=True, source="Brier 1950")
@@ -36,7 +36,7 @@ def mae(logits: Tensor, target: Tensor) -> Tensor:
     if target.is_floating_point():
         return (torch.softmax(logits, -1) - target).abs().sum(-1)
     log_p = torch.log_softmax(logits, -1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return -2 * torch.expm1(log_p)
+    return 2 * one_minus_exp(log_p)
 
 
 @register(

@@ -93,8 +93,7 @@ def quadratic_form(
 
     pad adds empty points along every axis of the grid, which opens the ring towards a line.
     """
-    if not isinstance(pad, int) or pad < 0:
-        raise ValueError(f"fourier: pad={pad!r} was given; allowed: an integer >= 0, the empty points to add")
+    _check_pad(pad)
     points = class_points(num_classes, placement, permutation_seed)
     shape = tuple(int(n) for n in points.max(0) + 1 + pad)
     if math.prod(shape) > 2**24:
@@ -112,7 +111,8 @@ def _square_root(matrix: numpy.ndarray) -> numpy.ndarray:
 
 def _constant(function):
     """Cache a table that depends on hyper-parameters alone, and tell torch.compile that it is a constant."""
-    cached = functools.lru_cache(maxsize=64)(function)
+    # A table first made in inference mode could not be trained with later.
+    cached = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(function))
 
     def table(*key) -> Tensor:
         return cached(*key)
@@ -169,16 +169,23 @@ def fourier(
     error = torch.softmax(logits, -1) - distribution(target, logits)
     classes = error.shape[-1]
     if classes > LARGEST_QUADRATIC_FORM and placement == "order":
+        _check_pad(pad)
         weights = _spectrum(error.dtype, error.device, classes + pad, s, symbol)
         transformed = torch.view_as_real(torch.fft.rfft(error, n=classes + pad))
         return (transformed.square().sum(-1) * weights).sum(-1)
-    placement = placement if isinstance(placement, str) else tuple(map(_hashable, placement))
-    root = _root(error.dtype, error.device, (classes, s, symbol, placement, pad, permutation_seed))
+    root = _root(error.dtype, error.device, (classes, s, symbol, _hashable(placement), pad, permutation_seed))
     return (error @ root).square().sum(-1)
 
 
-def _hashable(point):
-    return point if isinstance(point, int) else tuple(point)
+def _check_pad(pad: object) -> None:
+    if not isinstance(pad, int) or pad < 0:
+        raise ValueError(f"fourier: pad={pad!r} was given; allowed: an integer >= 0, the empty points to add")
+
+
+def _hashable(placement):
+    """Lists and arrays as tuples, at any depth; all else as it is, for `class_points` to judge."""
+    placement = placement.tolist() if hasattr(placement, "tolist") else placement
+    return tuple(map(_hashable, placement)) if isinstance(placement, list | tuple | range) else placement
 
 
 def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wrap", dims: int = 1) -> Tensor:
