@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--noise", nargs="+", default=[], metavar="NOISE", help="for example 'symmetric 0.4'")
     run.add_argument("--seeds", nargs="+", type=int, default=[])
     run.add_argument("--epochs", type=int, default=0)
+    run.add_argument("--learning-rates", nargs="+", type=float, default=[], help="one alone is used without tuning")
     run.add_argument("--out", default="", help="folder of the rows (default data/runs)")
     run.add_argument("--workers", type=int, default=None, help="processes on the CPU (default: one a core)")
 

@@ -137,6 +137,14 @@ def difference_table(rows: pandas.DataFrame, baseline: str, by: list[str]) -> pa
     return cells.loc[[f"{baseline} itself (%)", *(loss for loss in rows["loss"].unique() if loss in cells.index)]]
 
 
+def panel_rows(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """One line a run and noisy test set: `damage` (the kind), `level`, and the accuracy there as `test_accuracy`."""
+    columns = ["dataset", "model", "loss", "seed", "panel_noise", "panel_accuracy"]
+    long = rows[columns].explode(["panel_noise", "panel_accuracy"])
+    long[["damage", "level"]] = long["panel_noise"].str.split(expand=True)
+    return long.assign(level=long["level"].astype(float), test_accuracy=long["panel_accuracy"].astype(float))
+
+
 def holm(p: pandas.Series) -> pandas.Series:
     """Holm's step-down correction; NaN stays NaN."""
     ranked = p.dropna().sort_values()

@@ -115,6 +115,8 @@ class Plan:
         if not self.tuning:
             return list(self.grid)
         tuned = rows[rows["hash"].isin({config.hash for config in self.tuning})]
+        if untuned := {config.loss for config in self.tuning} - set(tuned["loss"]):
+            raise ValueError(f"{self.experiment}: no tuning runs for {', '.join(sorted(untuned))}; run the sweep first")
         ranked = tuned.sort_values(["validation_accuracy", "learning_rate"], ascending=[False, True])
         best = ranked.drop_duplicates("loss")
         rates = best.set_index("loss")["learning_rate"]
@@ -130,12 +132,14 @@ def plan(
     noise: Iterable[str] = (),
     seeds: Iterable[int] = (),
     epochs: int = 0,
+    learning_rates: Iterable[float] = (),
     out: str = "",
 ) -> Plan:
     """The plan of an experiment, checked: ValueError for whatever is not allowed, before any work.
 
-    losses, noise, seeds and epochs replace those of the profile where they are given; noise is written
-    "symmetric 0.4". out is the folder of the rows, data/runs by default.
+    losses, noise, seeds, epochs and learning_rates replace those of the profile where they are given; noise is written
+    "symmetric 0.4", and one learning rate alone is used without tuning. out is the folder of the rows, data/runs by
+    default.
     """
     check_name("experiment", experiment, EXPERIMENTS)
     check_name("profile", profile, PROFILES)
@@ -143,7 +147,7 @@ def plan(
     check_name("model", model, models.MODELS)
     if not isinstance(out, str | Path):
         raise ValueError(f"out={out!r} was given; allowed: the path of a folder, empty for data/runs")
-    for key, value in (("losses", losses), ("noise", noise), ("seeds", seeds)):
+    for key, value in (("losses", losses), ("noise", noise), ("seeds", seeds), ("learning_rates", learning_rates)):
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise ValueError(f"{key}={value!r} was given; allowed: a list, empty for that of the profile")
     grid = EXPERIMENTS[experiment](profile, dataset, model)
@@ -152,6 +156,7 @@ def plan(
         "noise": tuple(parse_noise(text) for text in noise),
         "seeds": tuple(seeds),
         "epochs": epochs,
+        "learning_rates": tuple(learning_rates),
     }
     grid = replace(grid, **{key: value for key, value in changes.items() if value})
     of_images = experiment == "noisy_images"
@@ -218,6 +223,15 @@ def run(plan: Plan, workers: int | None = None) -> pandas.DataFrame:
     _run(plan, grid, workers, "running")
     rows = results.load(plan.experiment, plan.out).set_index("hash")
     return rows.loc[list(dict.fromkeys(config.hash for config in grid))].reset_index()
+
+
+def published(experiment: str) -> pandas.DataFrame:
+    """The committed rows of the paper profile's grid: without the tuning runs and the controls beside it."""
+    rows = results.published(experiment)
+    wanted: set[str] = set()
+    for dataset, model in dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)):
+        wanted |= {config.hash for config in plan(experiment, "paper", dataset, model).chosen(rows)}
+    return rows[rows["hash"].isin(wanted)].reset_index(drop=True)
 
 
 def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:

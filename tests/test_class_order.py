@@ -1,4 +1,4 @@
-"""Derivation 4 against the losses that train: prices between classes, their order, shuffles, and noise in the labels."""
+"""Derivation 4 against the losses that train: prices between classes, their order, shuffles, noise in the labels."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from lossbook.symbolic import class_order as order
 from lossbook.symbolic import fourier_loss
 
 SIZES = range(2, 13)
-quick = settings(deadline=None, max_examples=30)
+quick = settings(deadline=None, max_examples=20)
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(2, 12)
 orders = st.sampled_from([0.0, 0.5, 1.0, 1.7, 3.0])
@@ -26,12 +26,13 @@ s = fourier_loss.s
 
 @functools.cache
 def compiled(n, symbol):
-    """The derived Q of a ring, its prices, its part that is the order, and α, as functions of s."""
-    form = fourier_loss.quadratic_form(n, symbol)
-    return [
-        sympy.lambdify(s, expression, "numpy")
-        for expression in (form, order.costs(form), order.order_part(form), order.brier_multiple(form))
-    ]
+    """The derived Q of a ring as a function of s."""
+    return sympy.lambdify(s, fourier_loss.quadratic_form(n, symbol), "numpy")
+
+
+def derived(n, value, symbol="wrap"):
+    """The derived Q of a ring at one s, for the functions of the derivation to work on."""
+    return sympy.Matrix(compiled(n, symbol)(value))
 
 
 def distribution(seed, n):
@@ -44,10 +45,12 @@ def loss_of(p, label, **hyper):
     return losses.fourier(torch.from_numpy(p).log(), target, **hyper).item()
 
 
+def array(value):
+    return np.asarray(value, dtype=float)
+
+
 def close(value, expected):
-    np.testing.assert_allclose(
-        np.asarray(value, dtype=float), np.asarray(expected, dtype=float), rtol=1e-10, atol=1e-10
-    )
+    np.testing.assert_allclose(array(value), array(expected), rtol=1e-10, atol=1e-10)
 
 
 # --- prices and order ----------------------------------------------------------------------------------------
@@ -57,22 +60,20 @@ def close(value, expected):
 @given(seed=seeds, n=sizes, value=orders, symbol=symbols)
 def test_the_loss_is_the_risk_of_the_label_less_the_spread(seed, n, value, symbol):
     p, label = distribution(seed, n), seed % n
-    form, price, _, _ = compiled(n, symbol)
-    close(price(value), [[loss_of(np.eye(n)[j], k, s=value, symbol=symbol) for k in range(n)] for j in range(n)])
-    symbolic = fourier_loss.vector("p", n)
-    for scored, matrix in ((order.score, form), (order.score_from_costs, price)):
-        entries = order.symmetric_matrix("q", n)
-        free = [entries[i, j] for i in range(n) for j in range(i, n)]
-        given_entries = [matrix(value)[i, j] for i in range(n) for j in range(i, n)]
-        function = sympy.lambdify([symbolic, free], scored(symbolic, label, entries), "numpy")
-        close(function(p, given_entries), loss_of(p, label, s=value, symbol=symbol))
+    form = derived(n, value, symbol)
+    price = order.costs(form)
+    close(price, [[loss_of(np.eye(n)[j], k, s=value, symbol=symbol) for k in range(n)] for j in range(n)])
+    expected = loss_of(p, label, s=value, symbol=symbol)
+    close(order.score(p.tolist(), label, form), expected)
+    close(order.score_from_costs(p.tolist(), label, price), expected)
 
 
 @quick
 @given(seed=seeds, n=sizes, value=orders, symbol=symbols)
 def test_the_loss_is_a_multiple_of_brier_and_an_order(seed, n, value, symbol):
     p, y = distribution(seed, n), distribution(seed + 1, n)
-    _, price, rest, alpha = (function(value) for function in compiled(n, symbol))
+    form = derived(n, value, symbol)
+    price, rest, alpha = array(order.costs(form)), array(order.order_part(form)), float(order.brier_multiple(form))
     u = p - y
     close(alpha * u @ u + u @ rest @ u, loss_of(p, y, s=value, symbol=symbol))
     eigenvalues = np.linalg.eigvalsh(spectral.quadratic_form(n, value, symbol))[1:]
@@ -83,7 +84,7 @@ def test_the_loss_is_a_multiple_of_brier_and_an_order(seed, n, value, symbol):
     assert (np.abs(rest).max() < 1e-12) == (np.ptp(off) < 1e-12), "an order if and only if the prices differ"
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 10])  # the notebook goes from 2 to 12
 def test_the_identities_hold_for_free_entries(n):
     Q, p, q = order.symmetric_matrix("q", n), fourier_loss.vector("p", n), fourier_loss.vector("y", n)
     K, label = order.costs(Q), n - 1
@@ -119,7 +120,7 @@ def test_no_prediction_costs_more_than_the_dearest_label(seed, n, value, pad):
 def test_the_average_over_all_numberings_is_brier(n, value):
     p, y = distribution(n, n), distribution(n + 1, n)
     every = [loss_of(p, y, s=value, placement=tuple(each)) for each in itertools.permutations(range(n))]
-    alpha = compiled(n, "wrap")[3](value)
+    alpha = float(order.brier_multiple(derived(n, value)))
     close(np.mean(every), alpha * ((p - y) ** 2).sum())
     assert (np.ptp(every) > 1e-3) == (n > 3), "one numbering alone is an order, from four classes on"
 
@@ -137,7 +138,7 @@ def test_a_shuffle_keeps_the_eigenvalues_and_is_the_loss_that_trains(n):
 @pytest.mark.parametrize(
     ("points", "pad"),
     [
-        *(([(c,) for c in range(n)], pad) for n in SIZES for pad in (0, 3)),
+        *(([(c,) for c in range(n)], pad) for n, pad in [(2, 0), (5, 3), (9, 0), (10, 2), (12, 0)]),
         ([divmod(c, 5) for c in range(10)], 0),
         ([divmod(c, 4) for c in (0, 3, 4, 6, 9, 11)], 1),
         (list(itertools.product(range(2), range(3), range(2))), 0),
@@ -146,9 +147,9 @@ def test_a_shuffle_keeps_the_eigenvalues_and_is_the_loss_that_trains(n):
 )
 def test_placements_are_those_of_the_loss_that_trains(points, pad, symbol):
     shape = tuple(max(axis) + 1 + pad for axis in zip(*points, strict=True))
-    derived = sympy.lambdify(s, order.placed(points, shape, symbol), "numpy")
+    placed = sympy.lambdify(s, order.placed(points, shape, symbol), "numpy")
     for value in (0.0, 0.5, 1.0, 2.0):
-        close(derived(value), spectral.quadratic_form(len(points), value, symbol, tuple(points), pad))
+        close(placed(value), spectral.quadratic_form(len(points), value, symbol, tuple(points), pad))
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -270,9 +271,9 @@ def test_on_a_line_the_cheapest_answer_is_the_median(n):
 
 
 def test_an_order_can_overrule_the_majority():
-    posterior = np.array([0.0, 0.4, 0.3, 0.3])
+    posterior = [0.0, 0.4, 0.3, 0.3]
     for value, best in ((0.4, 1), (0.6, 2)):
-        assert (compiled(4, "wrap")[1](value) @ posterior).argmin() == best
+        assert array(order.risks(posterior, order.costs(derived(4, value)))).argmin() == best
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.6])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import torch
@@ -111,8 +112,13 @@ def _square_root(matrix: numpy.ndarray) -> numpy.ndarray:
 
 def _constant(function):
     """Cache a table that depends on hyper-parameters alone, and tell torch.compile that it is a constant."""
-    # A table first made in inference mode could not be trained with later.
-    cached = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(function))
+
+    @functools.lru_cache(maxsize=64)
+    def cached(*key) -> Tensor:
+        # Made in a thread of its own, where no transform of torch.func and no inference mode of the caller is on: a
+        # table made under one of them could not be used outside.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(function, *key).result()
 
     def table(*key) -> Tensor:
         return cached(*key)

@@ -96,7 +96,7 @@ def placed(points: Sequence[Sequence[int]], shape: Sequence[int], symbol: str = 
     def green(*difference: int) -> Expr:
         turns = [sum(Rational(a * x, n) for a, x, n in zip(k, difference, shape, strict=True)) % 1 for k in grid]
         terms = (cos(2 * pi * turn) * weight for turn, weight in zip(turns, weights, strict=True))
-        return sum(terms) / (len(grid) + 1)
+        return sympy.Add(*terms) / (len(grid) + 1)
 
     def entry(i: int, j: int) -> Expr:
         return green(*((a - b) % n for a, b, n in zip(points[i], points[j], shape, strict=True)))

@@ -1,0 +1,46 @@
+"""The claims of the sources and their verdicts: the table of data/claims.csv."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pandas
+
+PATH = Path(__file__).resolve().parent.parent / "data" / "claims.csv"
+COLUMNS = ("id", "source", "claim", "verdict", "notebook", "heading", "test")
+VERDICTS = ("holds", "holds if", "fails", "open")  # what a verdict begins with
+
+
+def load() -> pandas.DataFrame:
+    """Every claim, a row each; ValueError where the table is not as it should be.
+
+    id        short and unique; source: key of the source; claim: one sentence
+    verdict   begins with holds, holds if, fails or open
+    notebook  path from the root; heading: its heading that shows the verdict; test: the test that guards it
+    """
+    claims = pandas.read_csv(PATH, dtype=str, keep_default_na=False)
+    if tuple(claims.columns) != COLUMNS or claims["id"].duplicated().any() or (claims == "").any(axis=None):
+        raise ValueError(f"{PATH} is damaged; allowed: the columns {', '.join(COLUMNS)}, unique ids, no empty cell")
+    wrong = claims[~claims["verdict"].str.startswith(VERDICTS)]
+    if len(wrong):
+        raise ValueError(f"{PATH}: the verdict of {', '.join(wrong['id'])} must begin with {', '.join(VERDICTS)}")
+    return claims
+
+
+def text() -> str:
+    """The claims as paragraphs for a terminal."""
+    paragraphs = []
+    for row in load().itertuples():
+        where = f"{row.notebook} · {row.heading}"
+        lines = [f"{row.id}  {row.claim}", f"→ {row.verdict}", f"  {where}"]
+        paragraphs.append("\n".join(textwrap.fill(line, 100, subsequent_indent="    ") for line in lines))
+    return "\n\n".join(paragraphs)
+
+
+def markdown() -> str:
+    """The claims as a Markdown table, with links from the root of the project."""
+    lines = ["| claim | verdict | shown in |", "|---|---|---|"]
+    for row in load().itertuples():
+        lines.append(f"| {row.claim} | {row.verdict} | [{Path(row.notebook).stem}]({row.notebook}) |")
+    return "\n".join(lines)
