@@ -38,9 +38,9 @@ def text() -> str:
     return "\n\n".join(paragraphs)
 
 
-def markdown() -> str:
-    """The claims as a Markdown table, with links from the root of the project."""
+def markdown(root: str = "") -> str:
+    """The claims as a Markdown table; root is the way from the page that shows it to the root of the project."""
     lines = ["| claim | verdict | shown in |", "|---|---|---|"]
     for row in load().itertuples():
-        lines.append(f"| {row.claim} | {row.verdict} | [{Path(row.notebook).stem}]({row.notebook}) |")
+        lines.append(f"| {row.claim} | {row.verdict} | [{Path(row.notebook).stem}]({root}{row.notebook}) |")
     return "\n".join(lines)

@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     publish.add_argument("experiment")
     publish.add_argument("--dataset", nargs="+", default=None)
 
-    commands.add_parser("claims", help="every claim of the sources and its verdict")
+    claims = commands.add_parser("claims", help="every claim of the sources and its verdict")
+    claims.add_argument("--markdown", action="store_true", help="as the table of the README")
 
     given = parser.parse_args(arguments)
     try:
@@ -98,7 +99,7 @@ def _publish(given) -> int:
 def _claims(given) -> int:
     from lossbook import claims
 
-    print(claims.text())
+    print(claims.markdown() if given.markdown else claims.text())
     return 0
 
 

@@ -176,17 +176,18 @@ def test_raw_has_the_harmonic_mean_as_its_variance():
 # --- what must be fixed ----------------------------------------------------------------------------------------
 
 
-@symbols
-def test_expected_loss_is_least_at_the_wrong_order_and_expected_likelihood_at_the_right_one(symbol):
-    """Against the trace, and against the normaliser: slope zero at the truth only with its price."""
-    n, true = 10, sympy.Rational(6, 5)
-    expected = likelihood.expected_loss(n, true, symbol)
-    trace = np.trace(spectral.quadratic_form(n, 0.7, symbol) @ covariance(n, symbol, 1.2))
-    assert float(expected.subs({s: 0.7, sigma: 1}).evalf()) == pytest.approx(trace, rel=1e-10)
-    slope = expected.diff(s).subs({s: true, sigma: 1}).evalf()
-    price = likelihood.log_normaliser(n, symbol).diff(s).subs(s, true).evalf()
-    assert slope < -1
-    assert float(slope / 2 + price) == pytest.approx(0, abs=1e-10)
+@pytest.mark.parametrize("symbol", ["wrap", "sin"])
+@pytest.mark.parametrize("n", range(4, 13))
+def test_expected_loss_is_least_at_the_wrong_order_and_expected_likelihood_at_the_right_one(n, symbol):
+    """Against the trace, and against the normaliser: the slope at the truth is zero only with its price."""
+    m, true = sympy.IndexedBase("m", positive=True), 1.2
+    formula = likelihood.expected_loss(true, n, m).subs(sigma, 1).doit()
+    expected = formula.subs({m[k]: fourier_loss.frequency(k, n, symbol).evalf() for k in range(1, n)})
+    trace = np.trace(spectral.quadratic_form(n, 0.7, symbol) @ covariance(n, symbol, true))
+    assert float(expected.subs(s, 0.7)) == pytest.approx(trace, rel=1e-10)
+    slope = float(expected.diff(s).subs(s, true))
+    price = log_normaliser(n, symbol)(1.0, 1.0) - log_normaliser(n, symbol)(0.0, 1.0)
+    assert slope == pytest.approx(-2 * price, rel=1e-10) and slope < -1
 
 
 @quick

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import sympy
-from sympy import Expr, Matrix, Rational, Symbol, binomial, cos, expand, expand_log, log, pi, sqrt
+from sympy import Expr, IndexedBase, Matrix, Rational, Sum, Symbol, binomial, cos, expand, expand_log, log, pi, sqrt
 
 from lossbook.symbolic import fourier_loss
 from lossbook.symbolic.fourier_loss import s
@@ -87,11 +87,13 @@ def flux_covariance(distance: Expr, order: Expr) -> Expr:
     return (-1) ** distance * binomial(2 * order, order + distance)
 
 
-def expected_loss(n: int, true_order: Expr, symbol: str = "wrap", order: Expr = s) -> Expr:
-    """Mean of the loss of that order when the noise has the true order: trace(Q Σ) = σ² Σ_{k≠0} m^{2(true_order-s)}."""
-    noise = variances(n, symbol, true_order)
-    weights = fourier_loss.eigenvalues(n, symbol, order)
-    return sum(sympy.powsimp(noise[k] * weights[k]) for k in range(1, n))
+def expected_loss(true_order: Expr, n: Expr, m: IndexedBase, order: Expr = s) -> Expr:
+    """Mean of the loss of that order when the noise has the true order: trace(Q Σ) = σ² Σ_{k≠0} m_k^{2(true_order-s)}.
+
+    For any n and any m_k = m_{n-k}, so not for "raw".
+    """
+    k = Symbol("k", integer=True)
+    return sigma**2 * Sum(m[k] ** (2 * (true_order - order)), (k, 1, n - 1))
 
 
 def inside_at_vertex(n: int) -> Expr:

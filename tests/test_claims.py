@@ -1,0 +1,58 @@
+"""The table of claims: every row can be followed to a notebook, a heading and a test, and is shown where readers look."""
+
+import ast
+import json
+
+import pytest
+
+from lossbook import claims
+from lossbook.results import PROJECT
+
+CLAIMS = list(claims.load().itertuples())
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_notebook_and_heading_exist(claim):
+    cells = json.loads((PROJECT / claim.notebook).read_text(encoding="utf-8"))["cells"]
+    lines = [
+        line.strip()
+        for cell in cells
+        if cell["cell_type"] == "markdown"
+        for line in "".join(cell["source"]).split("\n")
+    ]
+    assert claim.heading in [line.lstrip("# ") for line in lines if line.startswith("#")]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
+def test_guarding_test_exists(claim):
+    path, _, name = claim.test.partition("::")
+    functions = [
+        node.name for node in ast.parse((PROJECT / path).read_text()).body if isinstance(node, ast.FunctionDef)
+    ]
+    assert name in functions
+
+
+def test_readme_shows_the_table():
+    assert claims.markdown() in (PROJECT / "README.md").read_text(encoding="utf-8"), (
+        "README.md shows other claims than data/claims.csv; paste the output of: lossbook claims --markdown"
+    )
+
+
+def test_abstract_of_the_fourier_loss_is_covered():
+    """Each statement of the abstract: metric, Wasserstein, FFT, differentiable, derivatives, likelihood, tasks, noise."""
+    topics = "metric wasserstein fft differentiable derivatives likelihood accuracy labels images".split()
+    assert {f"fourier-{topic}" for topic in topics} <= {claim.id for claim in CLAIMS}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(("holds: it is", "surely: it is"), "must begin with"), (("id,source", "name,source"), "columns")],
+)
+def test_damaged_table_is_refused(tmp_path, monkeypatch, change, message):
+    text = claims.PATH.read_text(encoding="utf-8")
+    assert change[0] in text
+    damaged = tmp_path / "claims.csv"
+    damaged.write_text(text.replace(*change, 1), encoding="utf-8")
+    monkeypatch.setattr(claims, "PATH", damaged)
+    with pytest.raises(ValueError, match=message):
+        claims.load()
