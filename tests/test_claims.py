@@ -1,4 +1,4 @@
-"""The table of claims: every row can be followed to a notebook, a heading and a test, and is shown where readers look."""
+"""The table of claims: every row leads to a notebook, a heading and a test, and is shown where readers look."""
 
 import ast
 import json
@@ -39,7 +39,7 @@ def test_readme_shows_the_table():
 
 
 def test_abstract_of_the_fourier_loss_is_covered():
-    """Each statement of the abstract: metric, Wasserstein, FFT, differentiable, derivatives, likelihood, tasks, noise."""
+    """Each statement of the abstract has its row."""
     topics = "metric wasserstein fft differentiable derivatives likelihood accuracy labels images".split()
     assert {f"fourier-{topic}" for topic in topics} <= {claim.id for claim in CLAIMS}
 

@@ -73,7 +73,8 @@ def test_median_formula_is_optimal_transport(seed, n):
     balance = np.eye(n) - np.roll(np.eye(n), -1, axis=1).T
     flow = linprog(np.ones(2 * n), A_eq=np.hstack([balance, -balance]), b_eq=x - y).fun
     corner = max(np.array(list(wasserstein.ring_increments(n))) @ np.cumsum(x - y))
-    assert [wasserstein.wasserstein_1(x - y), flow, corner] == pytest.approx(3 * [transport], abs=1e-10)
+    assert [wasserstein.wasserstein_1(x - y), corner] == pytest.approx(2 * [transport], abs=1e-10)
+    assert flow == pytest.approx(transport, abs=1e-6)  # the balance holds to 1e-7, the tolerance of the solver
 
 
 @pytest.mark.parametrize("n", range(2, 13))
@@ -205,26 +206,25 @@ def test_squared_error_falls_behind_with_the_number_of_classes():
 # --- the Cramér distance, padding, the line ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pad", [0, 1, 9, 300])
 @pytest.mark.parametrize("n", range(2, 13))
-def test_sine_symbol_is_the_periodic_cramer_distance(n, pad):
+def test_sine_symbol_is_the_periodic_cramer_distance(n):
     """The symbolic form, in value and in its gradient through the softmax, against the loss under autograd."""
-    u = fourier_loss.vector("u", n)
-    form = wasserstein.periodic_cramer(u, sympy.Integer(n + pad))
-    value, slope = sympy.lambdify([u], form), sympy.lambdify([u], [sympy.diff(form, x) for x in u])
-    rng = np.random.default_rng(1000 * n + pad)
-    z = torch.tensor(2 * rng.standard_normal(n), requires_grad=True)
-    y = torch.tensor(rng.dirichlet(np.ones(n)))
-    loss = losses.fourier(z, y, s=1, symbol="sin", pad=pad)
-    (gradient,) = torch.autograd.grad(loss, z)
-    p = torch.softmax(z.detach(), 0)
-    error = (p - y).tolist()
-    g = torch.tensor(slope(error))
-    assert loss.item() == pytest.approx(value(error), abs=1e-10)
-    torch.testing.assert_close(gradient, p * (g - p @ g), rtol=0, atol=1e-10)
-    points = n + pad
-    kernel = wasserstein.energy(error, lambda d: d * (points - d) / points)
-    assert loss.item() == pytest.approx(float(kernel), abs=1e-10)
+    u, points = fourier_loss.vector("u", n), sympy.Symbol("M")
+    form = wasserstein.periodic_cramer(u, points)
+    derived = sympy.lambdify([u, points], (form, [sympy.diff(form, x) for x in u]))
+    rng = np.random.default_rng(n)
+    for pad in (0, 1, 9, 300):
+        z = torch.tensor(2 * rng.standard_normal(n), requires_grad=True)
+        y = torch.tensor(rng.dirichlet(np.ones(n)))
+        loss = losses.fourier(z, y, s=1, symbol="sin", pad=pad)
+        (gradient,) = torch.autograd.grad(loss, z)
+        p = torch.softmax(z.detach(), 0)
+        value, slope = derived((p - y).tolist(), n + pad)
+        g = torch.tensor(slope, dtype=torch.float64)
+        assert loss.item() == pytest.approx(value, abs=1e-10)
+        torch.testing.assert_close(gradient, p * (g - p @ g), rtol=0, atol=1e-10)
+        kernel = [d * (n + pad - d) / (n + pad) for d in range(n)]
+        assert loss.item() == pytest.approx(float(wasserstein.energy((p - y).tolist(), kernel.__getitem__)), abs=1e-10)
 
 
 @quick
