@@ -73,12 +73,12 @@ def _data(given) -> int:
 def _run(given) -> int:
     from lossbook import sweep
 
+    choices = ("profile", "losses", "noise", "seeds", "epochs", "learning_rates", "out")
     plans = [
-        sweep.plan(given.experiment, given.profile, dataset, model, given.losses, given.noise, given.seeds,
-                   given.epochs, given.out)
+        sweep.plan(given.experiment, dataset=dataset, model=model, **{key: getattr(given, key) for key in choices})
         for model in given.model
         for dataset in given.dataset
-    ]  # fmt: skip
+    ]
     for plan in plans:
         rows = sweep.run(plan, given.workers)
         status = ", ".join(f"{count} {name}" for name, count in Counter(rows["status"]).items())
