@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy
@@ -18,13 +17,12 @@ RUNS = PROJECT / "data" / "runs"  # this machine's own: one file a run, ignored 
 def write_atomically(path: Path, write) -> None:
     """Call write(temporary path) and move the file into place: readers see all of it or nothing, even after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-    os.close(handle)
+    temporary = path.parent / f".{path.stem}-{os.getpid()}.tmp"
     try:
         write(temporary)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -229,8 +229,9 @@ def published(experiment: str) -> pandas.DataFrame:
     """The committed rows of the paper profile's grid: without the tuning runs and the controls beside it."""
     rows = results.published(experiment)
     wanted: set[str] = set()
-    for dataset, model in dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)):
-        wanted |= {config.hash for config in plan(experiment, "paper", dataset, model).chosen(rows)}
+    for (dataset, model), there in rows.groupby(["dataset", "model"]):
+        grid = plan(experiment, "paper", dataset, model, losses=there["loss"].unique())
+        wanted |= {config.hash for config in grid.chosen(rows)}
     return rows[rows["hash"].isin(wanted)].reset_index(drop=True)
 
 

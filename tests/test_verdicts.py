@@ -1,0 +1,78 @@
+"""What the experiment notebooks conclude, computed from the committed tables."""
+
+import pytest
+
+from lossbook import figures, results, sweep
+
+ORDERED, SHUFFLED = "fourier", "fourier(placement='permuted')"
+SETS = ("mnist", "fashion_mnist")
+
+
+@pytest.fixture(scope="module")
+def labels():
+    rows = sweep.published("noisy_labels")
+    return rows.assign(setting=figures.setting_names(rows))
+
+
+def against(rows, baseline, by=("dataset", "setting")):
+    """Paired differences to a baseline in percentage points, by loss and setting."""
+    table = results.paired_differences(rows, baseline, list(by))
+    return table.assign(difference=100 * table["difference"], half_width=100 * table["half_width"])
+
+
+def test_published_grid_is_whole(labels):
+    """Five seeds of every loss in every setting of the multi-layer perceptron; none diverged."""
+    mlp = labels[labels["model"] == "mlp"]
+    counts = mlp.groupby(["dataset", "loss", "setting"])["seed"].nunique()
+    settings = {"clean", "symmetric 20 %", "symmetric 40 %", "symmetric 60 %", "asymmetric 40 %"}
+    assert set(mlp["dataset"]) == set(SETS) and set(mlp["setting"]) >= settings
+    assert set(mlp["loss"]) == {loss for loss in figures.LOOKS}
+    assert (counts == 5).all()
+    assert (mlp["status"] == "done").all()
+    symmetric = mlp[mlp["noise_kind"] == "symmetric"]
+    assert (symmetric["realised_noise_rate"] - symmetric["noise_rate"]).abs().max() < 0.01
+
+
+def test_verdict_accuracy_is_competitive_on_clean_labels(labels):
+    """Order one and one half stay within one point of cross-entropy on clean labels."""
+    clean = labels[(labels["setting"] == "clean") & (labels["model"] == "mlp")]
+    table = against(clean, "cross_entropy", ["dataset"])
+    ours = table[table["loss"].isin([ORDERED, "fourier(s=0.5)"])]
+    assert len(ours) == 4 and ours["difference"].between(-1, 1).all()
+
+
+def test_verdict_not_more_robust_than_brier(labels):
+    """Order one and two fall behind Brier, their own order zero, under symmetric noise of 40 and 60 %."""
+    noisy = labels[labels["setting"].isin(["symmetric 40 %", "symmetric 60 %"]) & (labels["model"] == "mlp")]
+    table = against(noisy, "brier")
+    ours = table[table["loss"].isin([ORDERED, "fourier(s=2)"])]
+    assert len(ours) == 8 and (ours["difference"] < 0).all()
+
+
+def test_verdict_order_of_the_classes_is_irrelevant(labels):
+    """Natural against shuffled classes: no difference under symmetric noise that survives Holm's correction."""
+    mlp = labels[labels["model"] == "mlp"]
+    pair = mlp[mlp["loss"].isin([ORDERED, SHUFFLED]) & mlp["setting"].str.startswith(("clean", "symmetric"))]
+    table = against(pair, SHUFFLED)
+    assert len(table) == 8
+    assert not (results.holm(table["p"]) < 0.05).any()
+
+
+def test_verdict_robust_losses_gain_more(labels):
+    """At 60 % symmetric noise GCE and SCE beat every Fourier order, on both data sets."""
+    noisy = labels[(labels["setting"] == "symmetric 60 %") & (labels["model"] == "mlp")]
+    means = noisy.groupby(["dataset", "loss"])["test_accuracy"].mean().unstack()
+    spectral = [loss for loss in means if loss.startswith("fourier")]
+    assert (means[["gce", "sce"]].min(axis=1) > means[spectral].max(axis=1)).all()
+
+
+def test_verdict_no_gain_on_noisy_images():
+    """Order one gains nothing significant on cross-entropy, on noisy test images or after training on noisy ones."""
+    rows = sweep.published("noisy_images")
+    rows = rows[rows["loss"].isin([ORDERED, "cross_entropy"])]
+    trained = against(rows.assign(setting=figures.setting_names(rows)), "cross_entropy")
+    tested = against(
+        results.panel_rows(rows[rows["image_noise"] == "none"]), "cross_entropy", ["dataset", "panel_noise"]
+    )
+    for table in (trained, tested):
+        assert not ((results.holm(table["p"]) < 0.05) & (table["difference"] > 0)).any()
