@@ -202,8 +202,9 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
                 epochs = numpy.arange(1, len(mean) + 1)
                 axis.plot(epochs, mean, color=drawn.colour, linestyle=drawn.line, label=drawn.label)
                 axis.fill_between(epochs, mean - half, mean + half, color=drawn.colour, alpha=0.15, linewidth=0)
-            column[0].set_ylim(max(column[0].get_ylim()[0], 0), min(column[0].get_ylim()[1], 100.5))
-            column[1].set_ylim(0, min(column[1].get_ylim()[1], 100.5))
+        settled = [numpy.stack(here.loc[here["loss"] == loss, "test_accuracy_curve"]).mean(0)[2:] for loss in shown]
+        column[0].set_ylim(100 * min(curve.min() for curve in settled) - 2, min(column[0].get_ylim()[1], 100.5))
+        column[1].set_ylim(0, min(column[1].get_ylim()[1], 100.5))
         column[0].set_title(title(dataset, model))
         column[-1].set_xlabel("epoch")
     axes[0, 0].set_ylabel("test accuracy (%)")
@@ -226,7 +227,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
     settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"])["setting"]))
     settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric"), name))
     figure, axes = plt.subplots(
-        1, len(settings), figsize=(1.7 + 1.45 * len(settings), 1.3 + 0.25 * len(order)), sharey=True, squeeze=False
+        1, len(settings), figsize=(3.6 + 1.2 * len(settings), 1.4 + 0.26 * len(order)), sharey=True, squeeze=False
     )
     sources = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
     for axis, setting in zip(axes[0], settings, strict=True):
@@ -246,6 +247,9 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
                 markersize=3.5,
             )
         axis.axvline(0, color="#444444", linewidth=0.8)
+        axis.set_xscale("symlog", linthresh=1)  # most differences are within a point, a few losses fail by tens
+        axis.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"])
+        axis.minorticks_off()
         axis.set_title(setting)
         axis.margins(y=0.08)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
@@ -253,7 +257,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
     axes[0, len(settings) // 2].set_xlabel(f"test accuracy less that of {look(baseline).label} (points)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Points are mean differences over shared seeds, bars")
-    caption(figure, text)
+    caption(figure, f"{text} The scale is linear from -1 to 1 and logarithmic beyond.")
     return figure
 
 
