@@ -74,7 +74,7 @@ def noisy_labels(profile: str, dataset: str, model: str) -> Grid:
             LOSSES,
             settings,
             (0, 1, 2) if small else (0, 1),
-            30 if small else 4,
+            20 if small else 4,
             batch_size=64 if small else 128,
         )
     if model == "mlp":
