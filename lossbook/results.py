@@ -54,9 +54,10 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
             frames.append(pandas.read_parquet(path))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and run the sweep again") from error
-    if with_published:
-        frames.append(published(experiment))
-    rows = pandas.concat(frames, ignore_index=True) if frames else published("none")
+    committed = published(experiment)
+    if with_published and len(committed) or not frames:
+        frames.append(committed)  # an empty table has no types, and would turn whole numbers into floats
+    rows = pandas.concat(frames, ignore_index=True)
     return rows.drop_duplicates("hash", keep="first").reset_index(drop=True)
 
 
