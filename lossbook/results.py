@@ -55,7 +55,7 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and run the sweep again") from error
     committed = published(experiment)
-    if with_published and len(committed) or not frames:
+    if (with_published and len(committed)) or not frames:
         frames.append(committed)  # an empty table has no types, and would turn whole numbers into floats
     rows = pandas.concat(frames, ignore_index=True)
     return rows.drop_duplicates("hash", keep="first").reset_index(drop=True)
