@@ -202,8 +202,9 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
                 epochs = numpy.arange(1, len(mean) + 1)
                 axis.plot(epochs, mean, color=drawn.colour, linestyle=drawn.line, label=drawn.label)
                 axis.fill_between(epochs, mean - half, mean + half, color=drawn.colour, alpha=0.15, linewidth=0)
-        settled = [numpy.stack(here.loc[here["loss"] == loss, "test_accuracy_curve"]).mean(0)[2:] for loss in shown]
-        column[0].set_ylim(100 * min(curve.min() for curve in settled) - 2, min(column[0].get_ylim()[1], 100.5))
+        curves = [numpy.stack(here.loc[here["loss"] == loss, "test_accuracy_curve"]).mean(0) for loss in shown]
+        lowest = min(curve[len(curve) // 5 :].min() for curve in curves)  # the first fifth may start below the frame
+        column[0].set_ylim(100 * lowest - 2, min(column[0].get_ylim()[1], 100.5))
         column[1].set_ylim(0, min(column[1].get_ylim()[1], 100.5))
         column[0].set_title(title(dataset, model))
         column[-1].set_xlabel("epoch")
