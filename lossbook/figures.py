@@ -6,7 +6,6 @@ import hashlib
 import json
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -17,8 +16,7 @@ from matplotlib.figure import Figure
 
 from lossbook import results
 
-PROJECT = Path(__file__).resolve().parent.parent
-FOLDER = PROJECT / "figures"
+FOLDER = results.PROJECT / "figures"
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ())
     record = {
         "figure": name,
         "made_by": made_by,
-        "sources": {path: hashlib.sha256((PROJECT / path).read_bytes()).hexdigest() for path in sources},
+        "sources": {path: hashlib.sha256((results.PROJECT / path).read_bytes()).hexdigest() for path in sources},
         "matplotlib": matplotlib.__version__,
         "seaborn": seaborn.__version__,
     }

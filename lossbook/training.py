@@ -189,13 +189,14 @@ def prepare(config: Config, device: torch.device) -> Split:
         generator("labels", config.seed),
         config.dataset,
     )
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in _statistics(config.dataset))
+    mean, std = _statistics(config.dataset)
 
     def standard(images: Tensor, kind: str = "none", level: float = 0.0, purpose: str = "images") -> Tensor:
         if kind != "none":
             images = noise.corrupt_images(images, kind, level, generator(purpose, config.seed))
-        images = (images - mean) / std
-        return images.to(device, torch.bfloat16 if config.mode == "fast" else torch.float32)
+        return data.standardise(images, mean, std).to(
+            device, torch.bfloat16 if config.mode == "fast" else torch.float32
+        )
 
     images = standard(x_train, config.image_noise, config.image_level)
     order = torch.randperm(len(clean), generator=generator("split", config.seed))
