@@ -11,9 +11,9 @@ def check_name(what: str, name: object, allowed: Iterable[str]) -> None:
     """Refuse, with a ValueError that gives the nearest name, a ``name`` that is not among ``allowed``."""
     allowed = tuple(allowed)
     if name not in allowed:
-        near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), map(str, allowed), n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(allowed) or 'none'}.{hint}")
+        raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(map(str, allowed)) or 'none'}.{hint}")
 
 
 def check_range(what: str, value: object, interval: str) -> None:

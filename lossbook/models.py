@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lossbook.checks import check_name
 
@@ -66,7 +67,85 @@ def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return model
 
 
-MODELS = {"mlp": mlp, "cnn_small": cnn_small, "cnn8": cnn8, "resnet18": resnet18}
+class Airbench(nn.Sequential):
+    """A network of the airbench family (94 % on CIFAR10 in 10 epochs of its recipe), for colour images of 32x32.
+
+    A fixed convolution that whitens 2x2 patches, three blocks of two convolutions (64, 256, 256 channels), each
+    convolution begun as the identity where it has as many inputs as outputs, and small logits. Batch norm has biases
+    and no scales. `whiten` has to see images before training.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int):
+        channels = input_shape[0]
+        filters = 2 * 4 * channels
+        layers: list[nn.Module] = [nn.Conv2d(channels, filters, 2), nn.GELU()]
+        layers[0].weight.requires_grad_(False)
+        for inputs, outputs in itertools.pairwise((filters, 64, 256, 256)):
+            layers += [_identity_convolution(inputs, outputs), nn.MaxPool2d(2), _shift_norm(outputs), nn.GELU()]
+            layers += [_identity_convolution(outputs, outputs), _shift_norm(outputs), nn.GELU()]
+        linear = nn.Linear(256, num_classes, bias=False)
+        super().__init__(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), linear)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images (B, channels, height, width), a ninth of what the last layer says."""
+        return super().forward(images) / 9
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Make the first layer the principal directions of 2x2 patches, scaled to unit variance, and their minus."""
+        patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()))
+        directions = (vectors / (values + 5e-4).sqrt()).T.flip(0).unflatten(1, self[0].weight.shape[1:])
+        self[0].weight.copy_(torch.cat([directions, -directions]))
+        self[0].bias.zero_()
+
+
+def _identity_convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 3x3 convolution whose first filters copy their input."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight.data[: min(inputs, outputs)])
+    return layer
+
+
+def _shift_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm with a bias and no scale; its statistics follow the last few batches."""
+    layer = nn.BatchNorm2d(channels, momentum=0.4, eps=1e-12)
+    layer.weight.requires_grad_(False)
+    return layer
+
+
+class Stack(nn.Module):
+    """M networks of one architecture run as one: images (M, B, ...) to logits (M, B, C), a network each.
+
+    One network is called as it is. Several have their parameters stacked along a new first axis, and `torch.vmap` makes
+    one batched product of M products. Networks with buffers (batch norm) are refused.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        self.member = members[0]
+        self.names: list[str] = []
+        if len(members) > 1:
+            if any(True for _ in members[0].buffers()):
+                raise ValueError("networks with buffers, such as batch norm, cannot be stacked; train them one by one")
+            stacked, _ = torch.func.stack_module_state(list(members))
+            self.names = list(stacked)
+            self.member = None
+            self._skeleton = (members[0].to("meta"),)  # in a tuple, so that its parameters are not ours
+            self.values = nn.ParameterList(value.detach() for value in stacked.values())
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.member is not None:
+            return self.member(images.squeeze(0)).unsqueeze(0)
+
+        def one(values: dict[str, Tensor], image: Tensor) -> Tensor:
+            return torch.func.functional_call(self._skeleton[0], values, (image,))
+
+        return torch.vmap(one)(dict(zip(self.names, self.values, strict=True)), images)
+
+
+MODELS = {"mlp": mlp, "cnn_small": cnn_small, "cnn8": cnn8, "resnet18": resnet18, "airbench": Airbench}
+STACKABLE = ("mlp",)  # stacked convolutions become grouped ones, which are slow
 
 
 def lookup(name: str):

@@ -35,8 +35,8 @@ def small(out, **changes):
 
 def counted(monkeypatch):
     """The configurations that are trained from here on."""
-    trained, train = [], sweep.train
-    monkeypatch.setattr(sweep, "train", lambda config: trained.append(config) or train(config))
+    trained, train = [], sweep.train_together
+    monkeypatch.setattr(sweep, "train_together", lambda configs: trained.extend(configs) or train(configs))
     return trained
 
 
@@ -45,9 +45,10 @@ def contents(folder):
 
 
 def same_results(one, other):
+    """Up to the rounding of sums, which is another where other runs are trained together: an image of 360 may turn."""
     columns = ["hash", "test_accuracy", "validation_accuracy", "realised_noise_rate"]
     pandas.testing.assert_frame_equal(
-        *(rows[columns].sort_values("hash").reset_index(drop=True) for rows in (one, other)), check_exact=True
+        *(rows[columns].sort_values("hash").reset_index(drop=True) for rows in (one, other)), rtol=0, atol=1 / 100
     )
 
 

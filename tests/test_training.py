@@ -7,9 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from lossbook import data, training
-from lossbook.training import Config, canonical_loss, derived_seed, make_loss, prepare, shift_flip, train
+from lossbook import data, models, training
+from lossbook.training import (
+    Config,
+    augment,
+    canonical_loss,
+    derived_seed,
+    make_loss,
+    predict,
+    prepare,
+    train,
+    train_together,
+)
 
 CPU = torch.device("cpu")
 SMALL = dict(train_size=300, batch_size=64, epochs=2)
@@ -28,7 +39,7 @@ def batches(monkeypatch, **changes):
         criterion = make_loss(config, num_classes)
 
         def record(logits, labels):
-            seen.append((logits.detach().clone(), labels.clone()))
+            seen.append((logits[0].detach().clone(), labels[0].clone()))
             return criterion(logits, labels)
 
         return record
@@ -83,13 +94,14 @@ def test_one_source_of_chance_for_each_purpose(monkeypatch):
 def test_noise_leaves_split_images_and_test_labels_alone():
     clean = prepare(Config(train_size=400), CPU)
     noisy = prepare(Config(train_size=400, noise_kind="symmetric", noise_rate=0.6), CPU)
-    for field in ("train", "clean", "validation", "test", "test_labels"):
+    for field in ("images", "train", "validation", "clean", "test", "test_labels"):
         assert torch.equal(getattr(clean, field), getattr(noisy, field))
     assert torch.equal(noisy.test_labels, torch.from_numpy(data.load("digits").y_test).long())
     assert torch.equal(clean.labels, clean.clean) and not torch.equal(noisy.labels, noisy.clean)
     assert len(clean.validation) == 40 and len(clean.train) == 360
+    assert len(torch.cat([clean.train, clean.validation]).unique()) == 400
     blurred = prepare(Config(train_size=400, image_noise="blur", image_level=1.0), CPU)
-    assert torch.equal(blurred.test, clean.test) and not torch.equal(blurred.train, clean.train)
+    assert torch.equal(blurred.test, clean.test) and not torch.equal(blurred.images, clean.images)
     # noise does not depend on what was drawn before
     torch.rand(7)
     again = prepare(Config(train_size=400, noise_kind="symmetric", noise_rate=0.6), CPU)
@@ -135,6 +147,121 @@ def test_fast_mode_agrees_with_exact_mode():
     assert fast == pytest.approx(exact, rel=0.05) and fast != exact
 
 
+# --- several networks as one stacked model --------------------------------------------------------------------
+
+
+def together(**changes):
+    """Runs that differ in all that may differ in a stack."""
+    noises = (dict(), dict(noise_kind="symmetric", noise_rate=0.4), dict(image_noise="gaussian", image_level=0.3))
+    wanted = ("fourier(placement='permuted')", "gce", "brier")
+    return [
+        Config(**{**SMALL, "panel": True, **noise, **changes}, loss=loss, seed=seed)
+        for loss, noise in zip(wanted, noises, strict=True)
+        for seed in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(mode="fast"), dict(optimiser="sgd", learning_rate=0.05)])
+def test_stacked_runs_give_the_rows_of_single_ones(changes):
+    """Same seeds, same batches, same numbers within the rounding of sums; an accuracy may turn on single images."""
+    configs = together(**changes)
+    tolerance, images = (2e-2, 15) if changes.get("mode") == "fast" else (1e-5, 1)
+    for one, row in zip(map(train, configs), train_together(configs), strict=True):
+        assert one.keys() == row.keys()
+        assert row["train_loss_curve"] == pytest.approx(one["train_loss_curve"], rel=tolerance)
+        for name, size in (("test", 360), ("validation", 30)):
+            curves = row[f"{name}_accuracy_curve"], one[f"{name}_accuracy_curve"]
+            assert curves[0] == pytest.approx(curves[1], abs=images / size + 1e-6)
+        assert row["memorised_curve"] == pytest.approx(one["memorised_curve"], abs=images / 100, nan_ok=True)
+        assert row["panel_accuracy"] == pytest.approx(one["panel_accuracy"], abs=images / 360 + 1e-6)
+        for name in ("hash", "loss", "seed", "realised_noise_rate", "parameters", "panel_noise", "status"):
+            assert row[name] == one[name]
+        assert "6 networks together" in row["device"] and "together" not in one["device"]
+
+
+def test_a_run_that_diverges_leaves_its_neighbours_alone(monkeypatch):
+    configs = [Config(**SMALL, loss="cross_entropy", seed=0), Config(**SMALL, loss="brier", seed=0)]
+    alone = train(configs[1])
+
+    def poisoned(config, num_classes):
+        criterion = make_loss(config, num_classes)
+        return (lambda *given: criterion(*given) * math.nan) if config.loss == "cross_entropy" else criterion
+
+    monkeypatch.setattr(training, "make_loss", poisoned)
+    broken, whole = train_together(configs)
+    assert broken["status"] == "diverged" and len(broken["train_loss_curve"]) == 1
+    assert whole["status"] == "done" and whole["train_loss_curve"] == pytest.approx(alone["train_loss_curve"], rel=1e-5)
+
+
+def test_what_cannot_be_stacked_is_refused():
+    with pytest.raises(ValueError, match="one group"):
+        train_together([Config(seed=0), Config(seed=1, epochs=3)])
+    with pytest.raises(ValueError, match="one group"):
+        train_together([Config(model="cnn_small", seed=seed) for seed in (0, 1)])
+    with pytest.raises(ValueError, match="buffers"):
+        models.Stack([models.create("cnn_small", (1, 8, 8), 10, seed) for seed in (0, 1)])
+
+
+def test_compiled_code_is_reused_across_seeds():
+    """A second network of the same architecture, with other weights, is not compiled again."""
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    for seed in (0, 1, 2):
+        network = models.Stack([models.create("cnn_small", (1, 8, 8), 10, seed)])
+        network.compile(dynamic=False, backend=count)
+        network(torch.randn(1, 4, 1, 8, 8))
+    assert len(compiled) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: memory on the device cannot be watched")
+@pytest.mark.parametrize("changes", [dict(), dict(model="cnn_small")])
+def test_device_memory_is_given_back(changes):
+    used = []
+    for seed in range(3):
+        train(Config(**{**SMALL, **changes, "mode": "fast", "seed": seed}), "cuda")
+        used.append(torch.cuda.memory_allocated())
+    assert used[1] == used[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: the CUDA graph cannot be recorded")
+def test_the_recorded_step_trains_as_the_cpu_does():
+    config = Config(**SMALL, loss="fourier", noise_kind="symmetric", noise_rate=0.4)
+    here, there = train(config, "cpu"), train(config, "cuda")
+    assert there["train_loss_curve"] == pytest.approx(here["train_loss_curve"], rel=1e-3)
+
+
+def test_airbench_recipe_trains():
+    """Up-and-down learning rate, biases at their own, slow average, views, nothing held out."""
+    config = Config(
+        dataset="digits", model="cnn_small", optimiser="airbench", learning_rate=0.01, weight_decay=1e-3, batch_size=64,
+        epochs=4, views=2, validation_share=0.0,
+    )  # fmt: skip
+    row = train(config)
+    assert row["status"] == "done" and row["test_accuracy"] > 0.7
+    assert math.isnan(row["validation_accuracy"])
+
+
+def test_airbench_network():
+    """Its first layer whitens: patches of the images it saw come out uncorrelated, of variance one."""
+    images = torch.randn(50, 3, 32, 32, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+    network = models.create("airbench", (3, 32, 32), 10, 0)
+    network.whiten(images)
+    out = network[0](images)[:, :12]
+    covariance = torch.cov(out.permute(1, 0, 2, 3).flatten(1))
+    torch.testing.assert_close(covariance, torch.eye(12), rtol=0, atol=0.02)
+    assert torch.allclose(network[0](images)[:, 12:], -out)
+    identity = network[2].weight[:24, :24]
+    torch.testing.assert_close(
+        nn.functional.conv2d(images.repeat(1, 8, 1, 1), identity, padding=1), images.repeat(1, 8, 1, 1)
+    )
+    assert network(images).shape == (50, 10) and not network[0].weight.requires_grad
+
+
 # --- configurations and their hash ----------------------------------------------------------------------------
 
 
@@ -168,6 +295,7 @@ def test_hash_depends_on_what_matters_alone():
     assert Config(learning_rate=1).hash == Config(learning_rate=1.0).hash
     values = dict(dataset="mnist", model="cnn8", loss="brier", augment="shift_flip", optimiser="sgd", learning_rate=0.1)
     values |= dict(weight_decay=0.1, epochs=3, batch_size=32, train_size=100, mode="fast", panel=True, seed=1)
+    values |= dict(validation_share=0.2, views=2)
     hashes = {Config(**{key: value}).hash for key, value in values.items()}
     assert len(hashes | {Config().hash}) == len(values) + 1
 
@@ -207,6 +335,8 @@ def test_canonical_spelling_keeps_the_value(s, q):
         (dict(image_noise="salt_pepper", image_level=1.5), "image_level=1.5"),
         (dict(augment="flip"), "shift_flip"),
         (dict(optimiser="adm"), "adam"),
+        (dict(views=3), "1, 2, 6"),
+        (dict(validation_share=1), "validation_share=1"),
         (dict(learning_rate=-1e-3), "learning_rate=-0.001"),
         (dict(learning_rate=math.inf), "learning_rate=inf"),
         (dict(weight_decay=None), "weight_decay=None"),
@@ -242,24 +372,50 @@ def test_more_images_than_there_are_is_refused(changes):
 # --- augmentation and permuted classes ------------------------------------------------------------------------
 
 
-def test_shift_flip_is_a_shift_and_a_flip():
+@pytest.mark.parametrize(("kind", "pixels"), [("shift_flip", 4), ("crop_flip", 2)])
+def test_augmentation_is_a_shift_and_a_flip(kind, pixels):
     image = torch.arange(2 * 8 * 6, dtype=torch.float32).view(1, 2, 8, 6)
-    padded = torch.nn.functional.pad(image, (4, 4, 4, 4), mode="reflect")[0]
+    padded = torch.nn.functional.pad(image, (pixels,) * 4, mode="reflect")[0]
     allowed = {}
-    for dy in range(9):
-        for dx in range(9):
+    for dy in range(2 * pixels + 1):
+        for dx in range(2 * pixels + 1):
             crop = padded[:, dy : dy + 8, dx : dx + 6]
             allowed[crop.numpy().tobytes()] = (dy, dx, False)
             allowed[crop.flip(-1).contiguous().numpy().tobytes()] = (dy, dx, True)
-    out = shift_flip(image.expand(4000, -1, -1, -1), torch.Generator().manual_seed(0))
-    seen = {allowed[one.contiguous().numpy().tobytes()] for one in out}
-    assert out.shape == (4000, 2, 8, 6) and len(seen) == len(allowed)
+    images = image.repeat(4000, 1, 1, 1)
+    out, sides = torch.empty_like(images), []
+    random = torch.Generator().manual_seed(0)
+    for epoch in (0, 1):
+        augment(images, kind, epoch, random, out)
+        seen = [allowed[one.contiguous().numpy().tobytes()] for one in out]
+        assert set(seen) == set(allowed.values())
+        sides.append(torch.tensor([flipped for *_, flipped in seen]))
+    turned = (sides[0] != sides[1]).double().mean().item()
+    assert turned == 1 if kind == "crop_flip" else 0.4 < turned < 0.6
+
+
+def test_views_are_the_mirror_image_and_shifts():
+    """A network that answers with the pixels: the class that the mean of the views makes largest."""
+    images = torch.zeros(1, 3, 1, 3, 4)
+    images[0, :, 0, 1] = torch.tensor([[5.0, 0, 0, 4], [5, 0, 3, 0], [0, 5, 0, 0]])
+
+    class Middle(torch.nn.Module):
+        def forward(self, batch):  # the row in the middle as four logits
+            return batch[..., 0, 1, :]
+
+    assert predict(Middle(), [images], "exact").tolist() == [[0, 0, 1]]
+    mirrored = images[0, :, 0, 1] + images[0, :, 0, 1].flip(-1)
+    assert predict(Middle(), [images], "exact", 2).tolist() == [mirrored.argmax(-1).tolist()]
+    constant = images.clone()
+    constant[:] = torch.tensor([1.0, 3.0, 2.0, 0.0])  # rows all alike: only shifts to the side count
+    shifted = sum(torch.tensor(row) for row in ([1, 3, 2, 0], [1, 3, 2, 0], [3, 1, 3, 2], [3, 2, 0, 2])).double()
+    assert predict(Middle(), [constant], "exact", 6)[0, 0] == (shifted + shifted.flip(0)).argmax()
 
 
 def test_each_seed_permutes_the_classes_anew():
     made = [make_loss(Config(loss="fourier(placement='permuted')", seed=seed), 10) for seed in range(5)]
     assert len({loss.hyper["permutation_seed"] for loss in made}) == 5
     logits = torch.randn(20, 10, generator=torch.Generator().manual_seed(0))
-    assert len({loss(logits, torch.arange(20) % 10).item() for loss in made}) == 5
+    assert len({loss(logits, torch.arange(20) % 10).sum().item() for loss in made}) == 5
     fixed = make_loss(Config(loss="fourier(placement='permuted', permutation_seed=3)", seed=1), 10)
     assert fixed.hyper["permutation_seed"] == 3

@@ -5,7 +5,7 @@ u is the difference of two distributions on a grid of M points, U its unnormalis
     L = (1/M) Σ_{k≠0} |U_k|² / m(k)^{2s}
 
 The symbol m(k) says how a frequency is measured. The loss is the square of the metric, which is sqrt(L).
-`lossbook.symbolic.fourier` derives what is stated here.
+`lossbook.symbolic.fourier_loss` derives what is stated here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lossbook.checks import check_name, check_range
@@ -24,7 +25,9 @@ from lossbook.losses._registry import distribution, register
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
-LARGEST_QUADRATIC_FORM = 512  # classes; above it the FFT is used
+# Classes up to which the quadratic form is used, by type of device; above it the FFT. Where the two cost the same:
+# `lossbook bench crossover` measures it, data/results/bench/crossover.csv keeps it. A device not named goes by "cpu".
+LARGEST_QUADRATIC_FORM = {"cpu": 64}
 
 
 def frequency_weights(shape: Sequence[int], s: float = 1.0, symbol: str = "wrap") -> numpy.ndarray:
@@ -134,12 +137,34 @@ def _root(dtype, device, key: tuple) -> Tensor:
 
 
 @_constant
-def _spectrum(dtype, device, points: int, s: float, symbol: str) -> Tensor:
-    weights = frequency_weights((points,), s, symbol)
-    weights = (weights + numpy.roll(weights[::-1], 1)) / 2  # only this part of "raw" is seen by real u
-    half = weights[: points // 2 + 1].copy()
-    half[1 : (points + 1) // 2] *= 2  # every frequency stands for its conjugate too, but for Nyquist
-    return torch.from_numpy(half / points).to(dtype=dtype, device=device)
+def _spectrum(dtype, device, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
+    """What the squares of the real and imaginary parts of a real FFT count for in the loss, one after the other."""
+    axes = tuple(range(len(shape)))
+    weights = frequency_weights(shape, s, symbol)
+    weights = (weights + numpy.roll(numpy.flip(weights, axes), 1, axes)) / 2  # of "raw", real u sees this part only
+    half = weights[..., : shape[-1] // 2 + 1].copy()
+    half[..., 1 : (shape[-1] + 1) // 2] *= 2  # a frequency stands for its conjugate too, but for zero and Nyquist
+    return torch.from_numpy(half.ravel().repeat(2) / weights.size).to(dtype=dtype, device=device)
+
+
+def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
+    """The loss of u (*batch, *grid), its grid filled up with zeros to the given shape, in O(M log M)."""
+    transformed = torch.view_as_real(torch.fft.rfftn(u, s=shape, dim=tuple(range(-len(shape), 0))))
+    power = transformed.flatten(-1 - len(shape)).square()
+    return (power * _spectrum(power.dtype, power.device, shape, s, symbol)).sum(-1)
+
+
+def _by_form(p: Tensor, target: Tensor, root: Tensor) -> Tensor:
+    """The loss ‖(p - y) R‖² of p (*batch, C) with R = `root` (C, C); a class index needs no product, only its row."""
+    return (p @ root - (target @ root if target.is_floating_point() else F.embedding(target, root))).square().sum(-1)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis. PyTorch does a row shorter than a vector register of the CPU (16 numbers with
+    AVX-512) one number at a time; along the batch it is vectorised, which is eight times faster at ten classes."""
+    if logits.device.type != "cpu" or logits.shape[-1] >= 16:
+        return torch.softmax(logits, -1)
+    return torch.softmax(logits.movedim(-1, 0), 0).movedim(0, -1)
 
 
 @register(
@@ -172,15 +197,13 @@ def fourier(
     placement  of the classes on the grid: see `class_points`
     pad        empty points added along every axis of the grid
     """
-    error = torch.softmax(logits, -1) - distribution(target, logits)
-    classes = error.shape[-1]
-    if classes > LARGEST_QUADRATIC_FORM and placement == "order":
+    p, classes = _softmax(logits), logits.shape[-1]
+    if placement == "order" and classes > LARGEST_QUADRATIC_FORM.get(p.device.type, LARGEST_QUADRATIC_FORM["cpu"]):
         _check_pad(pad)
-        weights = _spectrum(error.dtype, error.device, classes + pad, s, symbol)
-        transformed = torch.view_as_real(torch.fft.rfft(error, n=classes + pad))
-        return (transformed.square().sum(-1) * weights).sum(-1)
-    root = _root(error.dtype, error.device, (classes, s, symbol, _hashable(placement), pad, permutation_seed))
-    return (error @ root).square().sum(-1)
+        return _by_fft(p - distribution(target, p), (classes + pad,), s, symbol)
+    return _by_form(
+        p, target, _root(p.dtype, p.device, (classes, s, symbol, _hashable(placement), pad, permutation_seed))
+    )
 
 
 def _check_pad(pad: object) -> None:
@@ -204,8 +227,4 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
         raise ValueError(
             f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes"
         )
-    shape = x.shape[x.ndim - dims :]
-    weights = torch.from_numpy(frequency_weights(shape, s, symbol)).to(dtype=x.dtype, device=x.device)
-    transformed = torch.fft.fftn(x - y, dim=tuple(range(-dims, 0)))
-    power = torch.view_as_real(transformed).square().sum(-1)
-    return ((power * weights).flatten(-dims).sum(-1) / math.prod(shape)).sqrt()
+    return _by_fft(x - y, tuple(x.shape[x.ndim - dims :]), s, symbol).sqrt()
