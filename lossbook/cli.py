@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 from collections import Counter
 
 from lossbook.losses import catalogue
@@ -22,8 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="run an experiment without a notebook; what has a row is not run again")
     run.add_argument("experiment")
     run.add_argument("--profile", default="quick")
-    run.add_argument("--dataset", nargs="+", default=["digits"])
-    run.add_argument("--model", nargs="+", default=["mlp"])
+    run.add_argument("--dataset", nargs="+", default=[], help="default: digits; in the paper profile, its three")
+    run.add_argument("--model", nargs="+", default=[], help="default: mlp; in the paper profile, all of its networks")
     run.add_argument("--losses", nargs="+", default=[], metavar="LOSS", help="for example cross_entropy 'fourier(s=2)'")
     run.add_argument("--noise", nargs="+", default=[], metavar="NOISE", help="for example 'symmetric 0.4'")
     run.add_argument("--seeds", nargs="+", type=int, default=[])
@@ -31,19 +33,30 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--learning-rates", nargs="+", type=float, default=[], help="one alone is used without tuning")
     run.add_argument("--out", default="", help="folder of the rows (default data/runs)")
     run.add_argument("--workers", type=int, default=None, help="processes on the CPU (default: one a core)")
+    run.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would end later than this")
+    run.add_argument("--plan", action="store_true", help="say what is there and what the rest takes, and run nothing")
 
     publish = commands.add_parser("publish", help="merge the rows of this machine into the table under data/results")
     publish.add_argument("experiment")
     publish.add_argument("--dataset", nargs="+", default=None)
 
+    bench = commands.add_parser("bench", help="measure the speed tables, side by side, into data/results/bench")
+    bench.add_argument("tables", nargs="*", help="all of them if none is named")
+
     claims = commands.add_parser("claims", help="every claim of the sources and its verdict")
     claims.add_argument("--markdown", action="store_true", help="as the table of the README")
 
     given = parser.parse_args(arguments)
+    run_command = {
+        "losses": _losses,
+        "data": _data,
+        "run": _run,
+        "publish": _publish,
+        "bench": _bench,
+        "claims": _claims,
+    }
     try:
-        return {"losses": _losses, "data": _data, "run": _run, "publish": _publish, "claims": _claims}[given.command](
-            given
-        )
+        return run_command[given.command](given)
     except ValueError as error:
         print(f"lossbook: {error}", file=sys.stderr)
         return 2
@@ -73,16 +86,23 @@ def _data(given) -> int:
 def _run(given) -> int:
     from lossbook import sweep
 
+    began = time.monotonic()
+    if not given.minutes > 0:
+        raise ValueError(f"--minutes {given.minutes:g} was given; allowed: a number above 0")
     choices = ("profile", "losses", "noise", "seeds", "epochs", "learning_rates", "out")
-    plans = [
-        sweep.plan(given.experiment, dataset=dataset, model=model, **{key: getattr(given, key) for key in choices})
-        for model in given.model
-        for dataset in given.dataset
-    ]
+    choices = {key: getattr(given, key) for key in choices}
+    pairs = sweep.pairs(given.profile, given.dataset, given.model)
+    plans = [sweep.plan(given.experiment, dataset=dataset, model=model, **choices) for dataset, model in pairs]
+    if given.plan:
+        print(sweep.outlook(plans, given.workers).to_string(index=False, float_format="{:.1f}".format))
+        return 0
     for plan in plans:
-        rows = sweep.run(plan, given.workers)
-        status = ", ".join(f"{count} {name}" for name, count in Counter(rows["status"]).items())
-        print(f"{given.experiment} {rows['dataset'].iloc[0]} {rows['model'].iloc[0]}: {status}")
+        rows = sweep.run(plan, given.workers, began + 60 * given.minutes)
+        states = Counter(rows["status"])
+        if left := len(plan.grid) - len(rows):
+            states["left; the same command goes on with them"] = left
+        status = ", ".join(f"{count} {name}" for name, count in states.items())
+        print(f"{given.experiment} {plan.grid[0].dataset} {plan.grid[0].model}: {status}", flush=True)
     return 0
 
 
@@ -93,6 +113,13 @@ def _publish(given) -> int:
     check_name("experiment", given.experiment, sweep.EXPERIMENTS)
     path = results.publish(given.experiment, given.dataset)
     print(f"{path.relative_to(results.PROJECT)}: {len(results.published(given.experiment))} rows")
+    return 0
+
+
+def _bench(given) -> int:
+    from lossbook import bench
+
+    bench.run(given.tables)
     return 0
 
 

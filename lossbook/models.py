@@ -145,6 +145,7 @@ class Stack(nn.Module):
 
 
 MODELS = {"mlp": mlp, "cnn_small": cnn_small, "cnn8": cnn8, "resnet18": resnet18, "airbench": Airbench}
+WIDE = ("cnn8", "resnet18", "airbench")  # of many channels
 STACKABLE = ("mlp",)  # stacked convolutions become grouped ones, which are slow
 
 

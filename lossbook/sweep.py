@@ -8,21 +8,25 @@ every result a row; a row that is there is not run again.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
+import itertools
 import math
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
 import pandas
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lossbook import data, models, results
 from lossbook.checks import check_name
-from lossbook.training import Config, canonical_loss, default_device, train_together
+from lossbook.training import Config, canonical_loss, default_device, provenance, train_together
 
 LOSSES = (
     "cross_entropy",
@@ -45,6 +49,9 @@ TRAINING_IMAGES = (("none", 0.0), ("gaussian", 0.3), ("salt_pepper", 0.2), ("blu
 PROFILES = ("smoke", "quick", "paper")
 # Input values of one step, over all networks, up to which they are trained together.
 VALUES_TOGETHER = {"cpu": 2**19, "cuda": 2**27}
+PIECE = 8  # minutes: a sweep of hours is run in calls of no more
+# Floating-point operations a second of a run where nothing is measured yet: one CPU thread; a guess for a GPU.
+OPERATIONS_PER_SECOND = {"cpu": 1e11, "cuda": 5e13}
 # What the paper profile runs where nothing is named: data sets and their networks.
 PAPER = (
     ("mnist", "mlp"),
@@ -200,6 +207,19 @@ def plan(
     )
 
 
+def pairs(profile: str, datasets: Sequence[str] = (), models_: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Data sets with their networks: what is named; in the paper profile, what it holds of that."""
+    for name in datasets:
+        check_name("dataset", name, data.NAMES)
+    for name in models_:
+        check_name("model", name, models.MODELS)
+    if profile == "paper" and not (datasets and models_):
+        held = [(d, m) for d, m in PAPER if (not datasets or d in datasets) and (not models_ or m in models_)]
+        if held:
+            return held
+    return list(itertools.product(datasets or ["digits"], models_ or ["mlp"]))
+
+
 def parse_noise(text: str) -> tuple[str, float]:
     """Split "symmetric 0.4" into the kind and the rate or level."""
     try:
@@ -223,22 +243,72 @@ def settings(experiment: str, names: dict[str, object]) -> Plan:
     return plan(experiment, **given)
 
 
-def run(plan: Plan, workers: int | None = None) -> pandas.DataFrame:
-    """Run what is missing of a plan, tuning first, and return the rows of its grid.
+def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> pandas.DataFrame:
+    """Run what is missing of a plan, tuning first, and return the rows of its grid that are there then.
 
     On the CPU the runs go to `workers` processes of one thread each (one a core by default); on a GPU one after
     another. Runs that gain by it are trained together, as one stacked model. Each row is written as its run ends, so a
     killed sweep loses what is in flight and no more.
+
+    deadline  on the clock of time.monotonic(): nothing is begun that is expected to end later
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} was given; allowed: a whole number from 1")
-    if plan.tuning:
-        _run(plan, plan.tuning, workers, "tuning")
-    rows = results.load(plan.experiment, plan.out)
-    grid = plan.chosen(rows)
-    _run(plan, grid, workers, "running")
+    if not _run(plan, plan.tuning, workers, deadline, "tuning"):
+        return results.load(plan.experiment, plan.out).iloc[:0]
+    grid = plan.chosen(results.load(plan.experiment, plan.out))
+    _run(plan, grid, workers, deadline, "running")
     rows = results.load(plan.experiment, plan.out).set_index("hash")
-    return rows.loc[list(dict.fromkeys(config.hash for config in grid))].reset_index()
+    return rows.loc[[run for run in dict.fromkeys(config.hash for config in grid) if run in rows.index]].reset_index()
+
+
+def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFrame:
+    """What a sweep has before it, a line each for the tuning and the grid of every plan.
+
+    Columns: dataset, model, part, runs, there (already), minutes (expected for the rest on this machine), basis (how
+    that is known) and pieces (calls of `lossbook run --minutes 8` that it takes).
+    """
+    lines = []
+    for plan in plans:
+        rows = results.load(plan.experiment, plan.out)
+        tuned = not missing(plan, plan.tuning)
+        for part, configs in (("tuning", plan.tuning), ("grid", plan.chosen(rows) if tuned else plan.grid)):
+            if not configs:
+                continue
+            waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
+            cost, basis = expected_seconds(configs[0], rows)
+            minutes = cost * len(waiting) / 60
+            if default_device().type == "cpu":
+                minutes /= _workers(workers)
+            lines.append({
+                "dataset": configs[0].dataset, "model": configs[0].model, "part": part, "runs": len(configs),
+                "there": len(configs) - len(waiting), "minutes": minutes, "basis": basis,
+                "pieces": math.ceil(minutes / PIECE),
+            })  # fmt: skip
+    return pandas.DataFrame(lines)
+
+
+def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str]:
+    """Wall time of one run and how it is known: "measured" on rows like it from this device, else "estimated"."""
+    device = default_device()
+    alike = rows.reindex(columns=["dataset", "model", "mode", "batch_size", "epochs", "seconds", "device"]).dropna()
+    for column in ("dataset", "model", "mode", "batch_size"):
+        alike = alike[alike[column] == getattr(config, column)]
+    alike = alike[alike["device"].str.split(",").str[0] == provenance(device)["device"].split(",")[0]]
+    if len(alike):
+        return float((alike["seconds"] / alike["epochs"]).median() * config.epochs), "measured"
+    return _operations(config.dataset, config.model) * config.epochs / OPERATIONS_PER_SECOND[device.type], "estimated"
+
+
+@functools.lru_cache(maxsize=32)
+def _operations(dataset: str, model: str) -> float:
+    """Floating-point operations of one epoch: forward, and twice that backward."""
+    spec = data.SETS[dataset]
+    height, width, *channels = spec.image
+    network = models.create(model, (*(channels or [1]), height, width), len(spec.classes)).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *(channels or [1]), height, width))
+    return 3.0 * counter.get_total_flops() * spec.train
 
 
 def published(experiment: str) -> pandas.DataFrame:
@@ -258,25 +328,26 @@ def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:
     return [config for config in dict.fromkeys(configs) if config.hash not in there]
 
 
-def _run(plan: Plan, configs: Iterable[Config], workers: int | None, what: str) -> None:
+def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: float, what: str) -> bool:
+    """Train what is missing; False where the deadline left some of it."""
     waiting = missing(plan, configs)
-    if not waiting:
-        return
     for name in {config.dataset for config in waiting}:
         data.load(name)  # a missing or damaged file is met here, before any run
+    if not waiting:
+        return True
+    cost = expected_seconds(waiting[0], results.load(plan.experiment, plan.out))[0] if deadline < math.inf else 0.0
     begin, told, done = time.monotonic(), 0.0, 0
-    for rows in _trained(stacks(waiting, workers), workers):
+    for rows in _trained(stacks(waiting, workers), workers, lambda stack: time.monotonic() + cost * stack < deadline):
         for row in rows:
             results.write_row(row, plan.experiment, plan.out)
         now, done = time.monotonic(), done + len(rows)
         if sys.stdout.isatty() and (now - told > 1 or done == len(waiting)):
             told, left = now, (now - begin) / done * (len(waiting) - done)
-            what_now = f"{what} {done}/{len(waiting)} {rows[-1]['dataset']} {rows[-1]['loss']}"
+            state = f"{what} {done}/{len(waiting)} {rows[-1]['dataset']} {rows[-1]['loss']}"
             print(
-                f"\r{what_now}, {left / 60:.1f} min left".ljust(90),
-                end="\n" if done == len(waiting) else "",
-                flush=True,
+                f"\r{state}, {left / 60:.1f} min left".ljust(90), end="\n" if done == len(waiting) else "", flush=True
             )
+    return done == len(waiting)
 
 
 def stacks(configs: Iterable[Config], workers: int | None = None, device: str | None = None) -> list[list[Config]]:
@@ -302,17 +373,26 @@ def _workers(workers: int | None) -> int:
     return workers or os.cpu_count() or 1
 
 
-def _trained(stacks: list[list[Config]], workers: int | None) -> Iterable[list[dict[str, object]]]:
-    """The rows of the stacks, as they end."""
+def _trained(
+    stacks: list[list[Config]], workers: int | None, fits: Callable[[int], bool]
+) -> Iterable[list[dict[str, object]]]:
+    """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked with its size."""
     workers = min(_workers(workers), len(stacks))
     if default_device().type != "cpu" or workers == 1:
-        yield from map(train_together, stacks)
+        yield from map(train_together, itertools.takewhile(lambda stack: fits(len(stack)), stacks))
         return
-    context = multiprocessing.get_context("spawn")
+    context, waiting, going = multiprocessing.get_context("spawn"), iter(stacks), set()
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(train_together, stack) for stack in stacks]
         try:
-            for future in concurrent.futures.as_completed(futures):
-                yield future.result()
+            while True:
+                # two more than there are workers, so that none waits for this process
+                for stack in itertools.islice(waiting, workers + 2 - len(going)):
+                    if fits(len(stack)):
+                        going.add(pool.submit(train_together, stack))
+                if not going:
+                    return
+                done, going = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -42,6 +42,25 @@ def test_run_and_publish(capsys, tmp_path):
     assert set(table["loss"]) == {"brier", "fourier(s=2)"}
 
 
+def test_plan_says_what_is_there_and_runs_nothing(capsys, tmp_path):
+    assert main([*SMOKE, "--losses", "brier", "mae", "--plan"]) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    expected = dict(zip(header.split(), line.split(), strict=True))
+    assert expected["runs"] == "2" and expected["there"] == "0" and expected["basis"] == "estimated"
+    assert not list(tmp_path.rglob("*.parquet"))
+    main([*ONE_RUN, "--workers", "1"])
+    main([*SMOKE, "--losses", "brier", "mae", "--plan"])
+    header, line = capsys.readouterr().out.splitlines()[1:]
+    expected = dict(zip(header.split(), line.split(), strict=True))
+    assert expected["runs"] == "2" and expected["there"] == "1" and expected["basis"] == "measured"
+
+
+def test_no_time_left_begins_nothing(capsys, tmp_path):
+    assert main([*SMOKE, "--losses", "brier", "mae", "--workers", "1", "--minutes", "1e-6"]) == 0
+    assert "2 left; the same command goes on with them" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -56,6 +75,8 @@ def test_run_and_publish(capsys, tmp_path):
         (["run", "noisy_labels", "--epochs", "-1"], "epochs=-1"),
         ([*ONE_RUN, "--workers", "-1"], "workers=-1"),
         ([*ONE_RUN, "--workers", "0"], "workers=0"),
+        ([*ONE_RUN, "--minutes", "0"], "--minutes 0"),
+        (["run", "noisy_labels", "--profile", "paper", "--dataset", "mnits"], "mnist"),
         (["publish", "noisy_lables"], "noisy_labels"),
         (["publish", "noisy_labels"], "noisy_labels"),
     ],

@@ -222,6 +222,63 @@ def test_a_diverged_run_does_not_stop_the_rest(tmp_path):
     assert list(rows["status"]) == ["diverged", "done"] and list(rows["hash"]) == [bad.hash, good.hash]
 
 
+# --- stacks, costs and pieces ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_stacks_hold_every_run_once_and_only_what_goes_together(device):
+    plan = sweep.plan("noisy_labels", "paper", "mnist", "mlp")
+    quick = sweep.plan("noisy_labels", "quick", "digits", "mlp")
+    networks = sweep.plan("noisy_labels", "quick", "digits", "cnn_small")
+    configs = [*plan.tuning, *plan.grid, *quick.grid, *networks.grid]
+    made = sweep.stacks(configs, workers=2, device=device)
+    assert sorted(c.hash for stack in made for c in stack) == sorted(c.hash for c in configs)
+    for stack in made:
+        assert len(stack) == 1 or (len({c.group for c in stack}) == 1 and stack[0].group is not None)
+    sizes = {(s[0].dataset, s[0].model): len(s) for s in made}
+    assert sizes["digits", "cnn_small"] == 1 < sizes["digits", "mlp"]
+    assert (sizes["mnist", "mlp"] > 1) == (device == "cuda")
+
+
+def test_every_worker_gets_a_stack():
+    grid = sweep.plan("noisy_labels", "smoke", seeds=[0]).grid
+    assert len(sweep.stacks(grid, workers=3, device="cpu")) == 3
+
+
+def test_the_deadline_leaves_the_rest_for_the_next_call(tmp_path, monkeypatch):
+    """A run that is expected to end in time is begun; a second is not, and the next call trains it alone."""
+    plan = small(tmp_path)
+    monkeypatch.setattr(sweep, "VALUES_TOGETHER", {"cpu": 0, "cuda": 0})
+    now = time.monotonic()
+    monkeypatch.setattr(sweep, "expected_seconds", lambda config, rows: (1000.0, "measured"))
+    clock = itertools.chain([now, now], itertools.repeat(now + 1000))
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: next(clock))
+    first = sweep.run(plan, workers=1, deadline=now + 1500)
+    monkeypatch.undo()
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
+    trained = counted(monkeypatch)
+    assert len(first) == 1 and len(sweep.run(plan, workers=1)) == 2
+    assert [config.hash for config in trained] == list({config.hash for config in plan.grid} - set(first["hash"]))
+
+
+def test_expected_cost_is_measured_where_rows_are_there(tmp_path):
+    plan = small(tmp_path)
+    before, basis = sweep.expected_seconds(plan.grid[0], results.load("noisy_labels", tmp_path))
+    assert basis == "estimated" and 0 < before < 60
+    rows = sweep.run(plan, workers=1)
+    after, basis = sweep.expected_seconds(plan.grid[0], rows)
+    assert basis == "measured" and after == pytest.approx(rows["seconds"].median())
+    longer = sweep.plan("noisy_labels", **ONE | dict(epochs=7)).grid[0]
+    assert sweep.expected_seconds(longer, rows)[0] == pytest.approx(7 * after / plan.grid[0].epochs)
+
+
+def test_the_paper_profile_covers_three_data_sets():
+    assert {dataset for dataset, _ in sweep.pairs("paper")} == {"mnist", "fashion_mnist", "cifar10"}
+    assert sweep.pairs("paper", ["cifar10"]) == [("cifar10", "cnn_small"), ("cifar10", "airbench")]
+    assert sweep.pairs("paper", ["cifar10"], ["resnet18"]) == [("cifar10", "resnet18")]
+    assert sweep.pairs("quick") == [("digits", "mlp")] and sweep.pairs("paper", ["kmnist"]) == [("kmnist", "mlp")]
+
+
 # --- tuning ---------------------------------------------------------------------------------------------------
 
 

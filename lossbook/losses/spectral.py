@@ -155,16 +155,9 @@ def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
 
 
 def _by_form(p: Tensor, target: Tensor, root: Tensor) -> Tensor:
-    """The loss ‖(p - y) R‖² of p (*batch, C) with R = `root` (C, C); a class index needs no product, only its row."""
-    return (p @ root - (target @ root if target.is_floating_point() else F.embedding(target, root))).square().sum(-1)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last axis. PyTorch does a row shorter than a vector register of the CPU (16 numbers with
-    AVX-512) one number at a time; along the batch it is vectorised, which is eight times faster at ten classes."""
-    if logits.device.type != "cpu" or logits.shape[-1] >= 16:
-        return torch.softmax(logits, -1)
-    return torch.softmax(logits.movedim(-1, 0), 0).movedim(0, -1)
+    """The loss ‖R (p - y)‖² of p (C, batch) with R = `root` (C, C): of a class index, R y is a column of R."""
+    label = root @ target.mT if target.is_floating_point() else root.index_select(1, target)
+    return F.mse_loss(root @ p, label, reduction="none").sum(0)
 
 
 @register(
@@ -197,13 +190,18 @@ def fourier(
     placement  of the classes on the grid: see `class_points`
     pad        empty points added along every axis of the grid
     """
-    p, classes = _softmax(logits), logits.shape[-1]
-    if placement == "order" and classes > LARGEST_QUADRATIC_FORM.get(p.device.type, LARGEST_QUADRATIC_FORM["cpu"]):
+    classes, placement = logits.shape[-1], _hashable(placement)
+    if placement == "order" and classes > LARGEST_QUADRATIC_FORM.get(logits.device.type, LARGEST_QUADRATIC_FORM["cpu"]):
         _check_pad(pad)
-        return _by_fft(p - distribution(target, p), (classes + pad,), s, symbol)
-    return _by_form(
-        p, target, _root(p.dtype, p.device, (classes, s, symbol, _hashable(placement), pad, permutation_seed))
-    )
+        return _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
+    root = _root(logits.dtype, logits.device, (classes, s, symbol, placement, pad, permutation_seed))
+    rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
+    labels = target if logits.ndim == 2 else target.reshape(rows.shape if target.ndim == logits.ndim else -1)
+    # Along a row shorter than a vector register, 16 numbers with AVX-512, PyTorch's softmax on a CPU goes number by
+    # number. Along the batch it is vectorised: nine times faster at ten classes.
+    few = logits.device.type == "cpu" and classes < 16
+    value = _by_form(torch.softmax(rows.mT, 0) if few else torch.softmax(rows, -1).mT, labels, root)
+    return value if logits.ndim == 2 else value.view(logits.shape[:-1])
 
 
 def _check_pad(pad: object) -> None:
