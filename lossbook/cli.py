@@ -98,7 +98,7 @@ def _run(given) -> int:
         return 0
     for plan in plans:
         rows = sweep.run(plan, given.workers, began + 60 * given.minutes)
-        states = Counter(rows["status"])
+        states = Counter(rows.get("status", ()))
         if left := len(plan.grid) - len(rows):
             states["left; the same command goes on with them"] = left
         status = ", ".join(f"{count} {name}" for name, count in states.items())

@@ -294,7 +294,8 @@ def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str
     alike = rows.reindex(columns=["dataset", "model", "mode", "batch_size", "epochs", "seconds", "device"]).dropna()
     for column in ("dataset", "model", "mode", "batch_size"):
         alike = alike[alike[column] == getattr(config, column)]
-    alike = alike[alike["device"].str.split(",").str[0] == provenance(device)["device"].split(",")[0]]
+    here = provenance(device)["device"].split(",")[0]
+    alike = alike[[str(there).split(",")[0] == here for there in alike["device"]]]
     if len(alike):
         return float((alike["seconds"] / alike["epochs"]).median() * config.epochs), "measured"
     return _operations(config.dataset, config.model) * config.epochs / OPERATIONS_PER_SECOND[device.type], "estimated"
