@@ -18,7 +18,7 @@ unexport MPLBACKEND
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lab figures paper lock clean
+.PHONY: help reproduce test lab figures bench paper lock clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ lab: .venv/.installed  ## open JupyterLab on the first notebook
 figures: .venv/.installed  ## redraw every figure from the committed tables, without training
 	@set -o pipefail; $(SNAKEMAKE) --config profile=quick -- figures $(QUIETLY)
 	@echo "Figures: figures/"
+
+bench: .venv/.installed  ## measure the speed tables, all sides in one run, on an otherwise idle machine
+	$(BIN)/lossbook bench
 
 paper: .venv/.installed  ## run the experiments at the paper profile, on the GPU where there is one; resumes
 	$(BIN)/lossbook run noisy_labels --profile paper

@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import shutil
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.utils.benchmark import Timer
 
 from lossbook import data, losses, results, training
 from lossbook.losses import spectral
+from lossbook.losses._registry import distribution
 
 FUSED = "torch.nn.functional.cross_entropy"
 
@@ -34,24 +36,23 @@ FUSED = "torch.nn.functional.cross_entropy"
 
 
 def timed(sides: dict[str, Callable[[], object]], quick: bool = False) -> dict[str, float]:
-    """Seconds a call of each side: the least over up to 30 turns in which every side is called for some 5 ms.
+    """Seconds a call of each side: the median over its turns, in each of which it is called for some 3 ms.
 
     The sides take turns, so that what slows the machine for a while slows all of them. Each is called once before the
     clock starts. One torch thread; on a GPU the clock waits for it.
     """
     timers = {name: Timer("side()", globals={"side": side}, num_threads=1) for name, side in sides.items()}
-    calls, turns = {}, {}
+    calls, turns, seconds = {}, {}, {name: [] for name in sides}
     for name, timer in timers.items():
         timer.timeit(1)
         once = timer.timeit(1).mean
-        calls[name] = 1 if quick else max(1, round(0.005 / once))
-        turns[name] = 1 if quick else min(30, max(2, round(0.5 / (calls[name] * once))))  # half a second a side
-    best = dict.fromkeys(sides, math.inf)
+        calls[name] = 1 if quick else max(1, round(0.003 / once))
+        turns[name] = 1 if quick else min(50, max(3, round(0.15 / (calls[name] * once))))
     for turn in range(max(turns.values())):
         for name, timer in timers.items():
             if turn < turns[name]:
-                best[name] = min(best[name], timer.timeit(calls[name]).mean)
-    return best
+                seconds[name].append(timer.timeit(calls[name]).mean)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def compiler() -> str | None:
@@ -119,9 +120,8 @@ def sinkhorn(logits: Tensor, labels: Tensor) -> Tensor:
     batch, classes = logits.shape
     points = torch.arange(classes, device=logits.device, dtype=logits.dtype).div(classes)
     points = points.view(1, classes, 1).repeat(batch, 1, 1)
-    return geomloss.SamplesLoss("sinkhorn")(
-        torch.softmax(logits, -1), points, _one_hot(labels, logits), points
-    ).mean()  # fmt: skip
+    divergence = geomloss.SamplesLoss("sinkhorn")
+    return divergence(torch.softmax(logits, -1), points, _one_hot(labels, logits), points).mean()
 
 
 def emd2(logits: Tensor, labels: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def loss_cost(device: torch.device | str = "cpu", quick: bool = False) -> pandas
         sides = {}
         for mode in modes:
             for name, loss in (("fourier", fourier), (FUSED, F.cross_entropy)):
-                chosen = torch.compile(loss, fullgraph=True) if mode == "compiled" else loss
+                chosen = torch.compile(loss, fullgraph=True, dynamic=False) if mode == "compiled" else loss
                 sides[name, mode] = _step(chosen, logits, labels)
         seconds = timed(sides, quick)
         target = 1.3 if classes == 10 or device.type == "cuda" else 2.0
@@ -203,9 +203,8 @@ def loss_cost(device: torch.device | str = "cpu", quick: bool = False) -> pandas
             other = COUNTERPARTS.get(name, NO_COUNTERPART)
             target = soft if other.soft else labels
             loss = losses.create(name, num_classes=classes)
-            seconds = timed(
-                {"ours": _step(loss, logits, target), "theirs": _step(other.function, logits, target)}, quick
-            )
+            sides = {"ours": _step(loss, logits, target), "theirs": _step(other.function, logits, target)}
+            seconds = timed(sides, quick)
             row = {"what": name, "against": other.name, "same_number": other.same_number, **common, "mode": "eager"}
             row |= {"seconds": seconds["ours"], "seconds_against": seconds["theirs"], "target": math.nan}
             rows.append(row | {"note": "" if name in COUNTERPARTS else "no counterpart in a library"})
@@ -237,7 +236,7 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
         batch = min(1024, max(1, 2**17 // classes))
         logits, labels, _ = _examples(batch, classes, device)
         p = torch.softmax(logits.detach(), -1).requires_grad_()
-        sides = {"fft": _step(functools.partial(by_fft), p, labels)}
+        sides = {"fft": _step(by_fft, p, labels)}
         if classes <= 4096:
             root = ring_root(classes).to(p)
             sides["form"] = _step(functools.partial(by_form, root=root), p, labels)
@@ -260,24 +259,22 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
 
 def by_fft(p: Tensor, labels: Tensor) -> Tensor:
     """Mean of `fourier` at its defaults from probabilities (B, C), through the FFT."""
-    u = p - losses._registry.distribution(labels, p)
-    return spectral._by_fft(u, (p.shape[-1],), 1.0, "wrap").mean()
+    return spectral._by_fft(p - distribution(labels, p), (p.shape[-1],), 1.0, "wrap").mean()
 
 
 def by_form(p: Tensor, labels: Tensor, root: Tensor) -> Tensor:
     """The same through the quadratic form, given its root (C, C)."""
-    return spectral._by_form(p, labels, root).mean()
+    return spectral._by_form(p.mT, labels, root).mean()
 
 
 # --- images --------------------------------------------------------------------------------------------------
 
-# Pairs of pixels: geomloss goes no further without pykeops; beyond the second the exact solver of POT gives up.
+# Pairs of pixels: beyond the first geomloss wants pykeops, beyond the second the exact solver of POT takes minutes.
 SINKHORN_PAIRS, EXACT_PAIRS = 5000**2, 1500**2
 
 
-def image_pair(dataset: str, size: int) -> Tensor:
+def image_pair(images: data.Dataset, size: int) -> Tensor:
     """The first test image of a set and the first of another class, (2, size, size), bilinear, each of mass 1."""
-    images = data.load(dataset)
     other = int((images.y_test != images.y_test[0]).argmax())
     pair = data.to_tensor(images.x_test[[0, other]])
     if pair.shape[-1] != size:
@@ -311,7 +308,7 @@ def image_distance(device: torch.device | str = "cpu", quick: bool = False) -> p
 
     device, rows = torch.device(device), []
     sets = ["digits", *(["mnist"] if (data.data_root() / "mnist.npz").is_file() else [])]
-    for dataset in sets:
+    for dataset in map(data.load, sets):
         for size in (16, 28) if quick else (28, 64, 128, 256, 512, 1024, 2048):
             one, other = image_pair(dataset, size).to(device)
             clouds = (*_cloud(one), *_cloud(other))
@@ -332,7 +329,7 @@ def image_distance(device: torch.device | str = "cpu", quick: bool = False) -> p
                     {
                         "what": "fourier_distance",
                         "against": name,
-                        "dataset": dataset,
+                        "dataset": dataset.name,
                         "size": size,
                         "pixels": size**2,
                         "direction": "forward",

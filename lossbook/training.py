@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -528,20 +529,21 @@ def accuracy(predicted: Tensor, labels: Tensor, where: Tensor | None = None) -> 
 def _optimiser(config: Config, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimiser of a run; each group of parameters has its share of the learning rate."""
     parameters = [p for p in network.parameters() if p.requires_grad]
-    settings = dict(lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    if device.type == "cuda":  # a tensor, which a recorded step reads anew each time
-        settings["lr"] = torch.tensor(config.learning_rate, device=device)
+    groups = [{"params": parameters, "share": 1.0}]
+    if config.optimiser == "airbench":
+        biases = [p for p in parameters if p.ndim == 1]
+        decay = config.weight_decay / BIAS_SHARE  # so that the rate times the decay is the same for all
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "share": 1.0},
+            {"params": biases, "share": BIAS_SHARE, "weight_decay": decay},
+        ]
+    for group in groups:  # on a GPU a tensor, which a recorded step reads anew each time
+        group["lr"] = torch.tensor(config.learning_rate, device=device) if device.type == "cuda" else 0.0
+    settings = dict(weight_decay=config.weight_decay, fused=True)
     if config.optimiser == "adam":
-        groups = [{"params": parameters, "share": 1.0}]
         return torch.optim.Adam(groups, **settings, capturable=device.type == "cuda")
     if config.optimiser == "sgd":
-        return torch.optim.SGD([{"params": parameters, "share": 1.0}], **settings, momentum=0.9)
-    biases = [p for p in parameters if p.ndim == 1]
-    decay = config.weight_decay / BIAS_SHARE  # so that the rate times the decay is the same for all
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "share": 1.0},
-        {"params": biases, "share": BIAS_SHARE, "weight_decay": decay},
-    ]
+        return torch.optim.SGD(groups, **settings, momentum=0.9)
     return torch.optim.SGD(groups, **settings, momentum=0.85, nesterov=True)
 
 
@@ -610,10 +612,17 @@ def _provenance(device: torch.device) -> dict[str, str]:
     here = Path(__file__).parent
     sources = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.rglob("*.py")))).hexdigest()[:16]
     git = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    name = platform.machine() + " CPU, 1 thread"
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
+        found = (
+            subprocess.run(query, capture_output=True, text=True).stdout.strip()
+            if shutil.which(query[0])
+            else "unknown"
+        )
+        name = f"{torch.cuda.get_device_name(device)}, driver {found}, CUDA {torch.version.cuda}"
     return {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.machine() + " CPU, 1 thread",
+        "device": name,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "lossbook": __version__,

@@ -24,9 +24,10 @@ from lossbook.losses._registry import distribution, register
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
-# Classes up to which the quadratic form is used, by type of device; above it the FFT. Where the two cost the same:
-# `lossbook bench crossover` measures it, data/results/bench/crossover.csv keeps it. A device not named goes by "cpu".
-LARGEST_QUADRATIC_FORM = {"cpu": 64}
+# Most classes on a ring for which the quadratic form is taken, by type of device; above it the FFT. On a CPU the two cost
+# the same near 100 classes where the length factors well, near 350 where it is a prime: data/results/bench/crossover.csv,
+# made by `lossbook bench crossover`. No GPU has been measured yet. A device that is not named goes by "cpu".
+LARGEST_QUADRATIC_FORM = {"cpu": 127, "cuda": 512}
 
 
 def frequency_weights(shape: Sequence[int], s: float = 1.0, symbol: str = "wrap") -> numpy.ndarray:
@@ -196,8 +197,8 @@ def fourier(
     root = _root(logits.dtype, logits.device, (classes, s, symbol, placement, pad, permutation_seed))
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
     labels = target if logits.ndim == 2 else target.reshape(rows.shape if target.ndim == logits.ndim else -1)
-    # Along a row shorter than a vector register, 16 numbers with AVX-512, PyTorch's softmax on a CPU goes number by
-    # number. Along the batch it is vectorised: nine times faster at ten classes.
+    # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
+    # the batch it is vectorised: nine times faster at ten classes.
     few = logits.device.type == "cpu" and classes < 16
     value = _by_form(torch.softmax(rows.mT, 0) if few else torch.softmax(rows, -1).mT, labels, root)
     return value if logits.ndim == 2 else value.view(logits.shape[:-1])
