@@ -12,8 +12,12 @@ import math
 import os
 import shutil
 import statistics
+import struct
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from lossbook import data, losses, results, training
+from lossbook import data, losses, models, results, sweep, training
+from lossbook.checks import check_name
 from lossbook.losses import spectral
 from lossbook.losses._registry import distribution
 
 FUSED = "torch.nn.functional.cross_entropy"
+GEOMLOSS = "geomloss.SamplesLoss, sinkhorn, blur 0.05"
 
 
 # --- the clock -----------------------------------------------------------------------------------------------
@@ -38,20 +44,21 @@ FUSED = "torch.nn.functional.cross_entropy"
 def timed(sides: dict[str, Callable[[], object]], quick: bool = False) -> dict[str, float]:
     """Seconds a call of each side: the median over its turns, in each of which it is called for some 3 ms.
 
-    The sides take turns, so that what slows the machine for a while slows all of them. Each is called once before the
-    clock starts. One torch thread; on a GPU the clock waits for it.
+    The sides take turns, up to 50, so that what slows the machine for a while slows all of them; of a side that takes
+    more than a second one call is timed. Two calls that are not timed go before each turn. One torch thread; on a GPU
+    the clock waits for it.
     """
     timers = {name: Timer("side()", globals={"side": side}, num_threads=1) for name, side in sides.items()}
-    calls, turns, seconds = {}, {}, {name: [] for name in sides}
-    for name, timer in timers.items():
-        timer.timeit(1)
-        once = timer.timeit(1).mean
-        calls[name] = 1 if quick else max(1, round(0.003 / once))
-        turns[name] = 1 if quick else min(50, max(3, round(0.15 / (calls[name] * once))))
-    for turn in range(max(turns.values())):
-        for name, timer in timers.items():
-            if turn < turns[name]:
-                seconds[name].append(timer.timeit(calls[name]).mean)
+    first = {name: timer.timeit(1).mean for name, timer in timers.items()}
+    if quick:
+        return first
+    calls = {name: max(1, round(0.003 / once)) for name, once in first.items()}
+    turns = {name: min(50, max(3, round(0.15 / (calls[name] * once)))) for name, once in first.items() if once < 1}
+    seconds = {name: [] if name in turns else [once] for name, once in first.items()}
+    for turn in range(max(turns.values(), default=0)):
+        for name, count in turns.items():
+            if turn < count:
+                seconds[name].append(timers[name].timeit(calls[name]).mean)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -60,10 +67,17 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
+FIRST = ("what", "against", "same_number", "dataset", "size", "pixels", "classes", "batch", "direction", "mode")
+FIRST += ("seconds", "seconds_against", "ratio", "target")
+
+
 def _table(rows: list[dict[str, object]], leaves_out: str) -> pandas.DataFrame:
+    """The rows with their ratio, the columns that every table has first and the words last."""
     table = pandas.DataFrame(rows)
-    table.insert(table.columns.get_loc("seconds_against") + 1, "ratio", table["seconds"] / table["seconds_against"])
-    return table.assign(leaves_out=leaves_out)
+    table["ratio"] = table["seconds"] / table["seconds_against"]
+    words = table.pop("note").fillna("") if "note" in table else ""
+    first = [column for column in FIRST if column in table]
+    return table[[*first, *table.columns.difference(first, sort=False)]].assign(note=words, leaves_out=leaves_out)
 
 
 # --- losses --------------------------------------------------------------------------------------------------
@@ -142,14 +156,9 @@ def _examples(batch: int, classes: int, device: torch.device) -> tuple[Tensor, T
     return logits, labels, torch.softmax(torch.randn(batch, classes, generator=random), -1).to(device)
 
 
-def _step(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Callable[[], None]:
-    """Forward and backward, the old gradient dropped first as an optimiser's zero_grad does."""
-
-    def step() -> None:
-        logits.grad = None
-        loss(logits, target).backward()
-
-    return step
+def _step(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Callable[[], tuple[Tensor]]:
+    """Forward, and backward to the gradient in the logits, which is what a loss hands on to a network."""
+    return lambda: torch.autograd.grad(loss(logits, target), logits)
 
 
 def loss_cost(device: torch.device | str = "cpu", quick: bool = False) -> pandas.DataFrame:
@@ -159,56 +168,82 @@ def loss_cost(device: torch.device | str = "cpu", quick: bool = False) -> pandas
     on each side; against geomloss and POT it is eager, as they are. The others are eager, against their counterpart.
     """
     device, rows = torch.device(device), []
-    modes = ["eager", *(["compiled"] if compiler() and not quick else [])]
-    uncompiled = "" if len(modes) > 1 else "nothing compiled: " + ("a quick run" if quick else "no C++ compiler found")
     for classes in (10, 100):
-        logits, labels, soft = _examples(8 if quick else 1024, classes, device)
-        common = {"classes": classes, "batch": len(logits), "direction": "forward + backward"}
-        fourier = losses.create("fourier", num_classes=classes)
-
-        sides = {}
-        for mode in modes:
-            for name, loss in (("fourier", fourier), (FUSED, F.cross_entropy)):
-                chosen = torch.compile(loss, fullgraph=True, dynamic=False) if mode == "compiled" else loss
-                sides[name, mode] = _step(chosen, logits, labels)
-        seconds = timed(sides, quick)
-        target = 1.3 if classes == 10 or device.type == "cuda" else 2.0
-        for mode in [*modes, "better of both"]:
-            chosen = modes if mode == "better of both" else [mode]
-            rows.append(
-                {
-                    "what": "fourier",
-                    "against": FUSED,
-                    "same_number": False,
-                    **common,
-                    "mode": mode,
-                    "seconds": min(seconds["fourier", m] for m in chosen),
-                    "seconds_against": min(seconds[FUSED, m] for m in chosen),
-                    "target": target if mode == "better of both" else math.nan,
-                    "note": uncompiled if mode == "better of both" else "",
-                }
-            )
-
-        transport = {"geomloss.SamplesLoss, sinkhorn, blur 0.05": (sinkhorn, 1 / 50), "ot.emd2": (emd2, 1 / 200)}
-        steps = {name: _step(function, logits, labels) for name, (function, _) in transport.items()}
-        seconds = timed({"fourier": _step(fourier, logits, labels)} | steps, quick)
-        for name, (_, target) in transport.items():
-            row = {"what": "fourier", "against": name, "same_number": False, **common, "mode": "eager"}
-            row |= {"seconds": seconds["fourier"], "seconds_against": seconds[name], "target": target}
-            rows.append(row | {"note": "one call an example" if name == "ot.emd2" else ""})
-
-        for name in losses.names():
-            if name == "fourier":
-                continue
-            other = COUNTERPARTS.get(name, NO_COUNTERPART)
-            target = soft if other.soft else labels
-            loss = losses.create(name, num_classes=classes)
-            sides = {"ours": _step(loss, logits, target), "theirs": _step(other.function, logits, target)}
-            seconds = timed(sides, quick)
-            row = {"what": name, "against": other.name, "same_number": other.same_number, **common, "mode": "eager"}
-            row |= {"seconds": seconds["ours"], "seconds_against": seconds["theirs"], "target": math.nan}
-            rows.append(row | {"note": "" if name in COUNTERPARTS else "no counterpart in a library"})
+        examples = _examples(8 if quick else 1024, classes, device)
+        for part in (_against_fused, _against_transport, _against_counterparts):
+            common = {"classes": classes, "batch": len(examples[0]), "direction": "forward + backward"}
+            rows += [row | common for row in part(*examples, quick)]
     return _table(rows, "making the batch, the network, the optimiser; of compiled sides the compilation")
+
+
+def _against_fused(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) -> list[dict[str, object]]:
+    classes = logits.shape[-1]
+    sides = {"fourier": losses.create("fourier", num_classes=classes), FUSED: F.cross_entropy}
+    steps = {(name, "eager"): _step(loss, logits, labels) for name, loss in sides.items()}
+    note = "nothing compiled: " + ("a quick run" if quick else "no C++ compiler found")
+    if compiler() and not quick:
+        note = ""
+        for name, loss in sides.items():
+            steps[name, "compiled"] = _step(torch.compile(loss, fullgraph=True, dynamic=False), logits, labels)
+    seconds = timed(steps, quick)
+    modes = list(dict.fromkeys(mode for _, mode in seconds))
+    rows = [
+        {
+            "what": "fourier",
+            "against": FUSED,
+            "same_number": False,
+            "mode": mode,
+            "seconds": min(seconds["fourier", m] for m in chosen),
+            "seconds_against": min(seconds[FUSED, m] for m in chosen),
+        }
+        for mode, chosen in [*((mode, [mode]) for mode in modes), ("better of both", modes)]
+    ]
+    rows[-1] |= {"target": 1.3 if classes == 10 or logits.is_cuda else 2.0, "note": note}
+    return rows
+
+
+def _against_transport(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) -> list[dict[str, object]]:
+    others = {GEOMLOSS: (sinkhorn, 1 / 50, ""), "ot.emd2": (emd2, 1 / 200, "one call an example")}
+    steps = {name: _step(function, logits, labels) for name, (function, _, _) in others.items()}
+    ours = _step(losses.create("fourier", num_classes=logits.shape[-1]), logits, labels)
+    seconds = timed({"fourier": ours} | steps, quick)
+    return [
+        {
+            "what": "fourier",
+            "against": name,
+            "same_number": False,
+            "mode": "eager",
+            "seconds": seconds["fourier"],
+            "seconds_against": seconds[name],
+            "target": target,
+            "note": note,
+        }
+        for name, (_, target, note) in others.items()
+    ]
+
+
+def _against_counterparts(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) -> list[dict[str, object]]:
+    rows = []
+    for name in losses.names():
+        if name == "fourier":
+            continue
+        other = COUNTERPARTS.get(name, NO_COUNTERPART)
+        target = soft if other.soft else labels
+        loss = losses.create(name, num_classes=logits.shape[-1])
+        sides = {"ours": _step(loss, logits, target), "theirs": _step(other.function, logits, target)}
+        seconds = timed(sides, quick)
+        rows.append(
+            {
+                "what": name,
+                "against": other.name,
+                "same_number": other.same_number,
+                "mode": "eager",
+                "seconds": seconds["ours"],
+                "seconds_against": seconds["theirs"],
+                "note": "" if name in COUNTERPARTS else "no counterpart in a library",
+            }
+        )
+    return rows
 
 
 # --- the quadratic form or the FFT ---------------------------------------------------------------------------
@@ -269,8 +304,8 @@ def by_form(p: Tensor, labels: Tensor, root: Tensor) -> Tensor:
 
 # --- images --------------------------------------------------------------------------------------------------
 
-# Pairs of pixels: beyond the first geomloss wants pykeops, beyond the second the exact solver of POT takes minutes.
-SINKHORN_PAIRS, EXACT_PAIRS = 5000**2, 1500**2
+# Pairs of pixels up to which a side is asked: geomloss wants pykeops beyond; POT would take minutes.
+GEOMLOSS_PAIRS, SINKHORN_PAIRS, EXACT_PAIRS = 5000**2, 3000**2, 1500**2
 
 
 def image_pair(images: data.Dataset, size: int) -> Tensor:
@@ -315,15 +350,16 @@ def image_distance(device: torch.device | str = "cpu", quick: bool = False) -> p
             pairs = len(clouds[0]) * len(clouds[2])
             exact = pairs <= EXACT_PAIRS
             sides = {"fourier_distance": functools.partial(losses.fourier_distance, one, other, dims=2)}
-            if pairs <= SINKHORN_PAIRS:
+            if pairs <= GEOMLOSS_PAIRS:
                 sides["geomloss"] = functools.partial(geomloss.SamplesLoss("sinkhorn"), *clouds)
+            if pairs <= SINKHORN_PAIRS:
                 sides["POT"] = functools.partial(_pot, *clouds, exact=exact)
             with torch.no_grad():
                 seconds = timed(sides, quick)
             pixels = f"{len(clouds[0])} x {len(clouds[2])} pixels with mass"
             for side, name, reason in (
-                ("geomloss", "geomloss.SamplesLoss, sinkhorn, blur 0.05", "needs pykeops"),
-                ("POT", "ot.emd2" if exact else "ot.sinkhorn2, reg 0.0025", "dense costs too large"),
+                ("geomloss", GEOMLOSS, "needs pykeops"),
+                ("POT", "ot.emd2" if exact else "ot.sinkhorn2, reg 0.0025", "takes minutes"),
             ):
                 rows.append(
                     {
@@ -342,9 +378,116 @@ def image_distance(device: torch.device | str = "cpu", quick: bool = False) -> p
     return _table(rows, "resizing, choosing the pixels with mass; the weights of the frequencies, kept between calls")
 
 
+# --- many runs ------------------------------------------------------------------------------------------------
+
+
+def user_loop(
+    dataset: data.Dataset, batch_size: int, epochs: int, folder: Path, device: torch.device
+) -> tuple[float, float]:
+    """Seconds and test accuracy of a run of the loop that a user would write: our mlp, Adam, torchvision's MNIST.
+
+    A DataLoader with two workers brings the images, one by one through ToTensor and Normalize. folder takes the set in
+    the files that torchvision reads.
+    """
+    from torchvision import datasets, transforms
+
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    for part, x, y in (("train", dataset.x_train, dataset.y_train), ("t10k", dataset.x_test, dataset.y_test)):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, *x.shape) + x.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(y)) + y.tobytes())
+    mean, std = data.channel_statistics(dataset.x_train)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    train, test = (datasets.MNIST(folder, train=part, transform=transform) for part in (True, False))
+    loader = torch.utils.data.DataLoader(train, batch_size, shuffle=True, num_workers=2, drop_last=True)
+    judge = torch.utils.data.DataLoader(test, batch_size, num_workers=2)
+    model = models.create("mlp", dataset.input_shape, dataset.num_classes).to(device)
+    optimiser, criterion = torch.optim.Adam(model.parameters()), torch.nn.CrossEntropyLoss()
+    begin = time.perf_counter()
+    for _ in range(epochs):
+        model.train()
+        for images, labels in loader:
+            optimiser.zero_grad()
+            criterion(model(images.to(device)), labels.to(device)).backward()
+            optimiser.step()
+        model.eval()
+        with torch.no_grad():
+            right = sum((model(images.to(device)).argmax(-1).cpu() == labels).sum().item() for images, labels in judge)
+    return time.perf_counter() - begin, right / len(dataset.y_test)
+
+
+def _grid(dataset: str, mode: str, batch_size: int, seeds: int, epochs: int) -> list[training.Config]:
+    """Runs that do what the loop does: all images, clean labels, the test set judged after every epoch."""
+    settings = dict(dataset=dataset, mode=mode, batch_size=batch_size, epochs=epochs, validation_share=0.0)
+    return [
+        training.Config(loss=loss, seed=s, **settings) for loss in ("cross_entropy", "fourier") for s in range(seeds)
+    ]
+
+
+def many_runs(device: torch.device | str = "cpu", quick: bool = False) -> pandas.DataFrame:
+    """A run of the multi-layer perceptron out of a grid (2 losses x 5 seeds) against the loop that a user would write.
+
+    On the CPU our runs go to two processes of one thread; the clock of a run is halved, as two run at a time. On a GPU
+    they are one stacked model, and the loop trains there too. Rows of either mode give the mean accuracy.
+    """
+    device = torch.device(device)
+    there = (data.data_root() / "mnist.npz").is_file()
+    dataset, epochs, seeds = ("digits", 1, 1) if quick or not there else ("mnist", 4, 5)
+    loaded, rows, processes = data.load(dataset), [], 2 if device.type == "cpu" else 1
+    for batch_size in (512, 128):
+        with tempfile.TemporaryDirectory() as folder:
+            loop, accuracy = user_loop(loaded, batch_size, 1 if quick else 2, Path(folder), device)
+        loop /= 1 if quick else 2
+        for mode in training.MODES:
+            configs = _grid(dataset, mode, batch_size, seeds, epochs)
+            stacks = sweep.stacks(configs, processes, device.type)
+            # every process trains one run first: what it loads and compiles is none of the clock's business
+            warm = [[replace(configs[0], seed=1000 + i, epochs=1)] for i in range(processes)]
+            found = [row for stack in sweep.trained(warm + stacks, processes) for row in stack if row["seed"] < 1000]
+            rows.append({
+                "what": "a run of the grid", "against": "the loop a user would write", "dataset": dataset,
+                "mode": mode, "batch": batch_size, "runs": len(found), "together": max(map(len, stacks)),
+                "processes": processes, "epochs": epochs,
+                "seconds": numpy.mean([row["seconds"] for row in found]) / epochs / processes, "seconds_against": loop,
+                "target": 1 / ({"exact": 10, "fast": 20}[mode] if device.type == "cpu" else 100),
+                "test_accuracy": numpy.mean([row["test_accuracy"] for row in found]), "accuracy_against": accuracy,
+            })  # fmt: skip
+    return _table(rows, "seconds a run and epoch; starting processes, loading the data, making the networks")
+
+
+def stacking(device: torch.device | str = "cpu", quick: bool = False) -> pandas.DataFrame:
+    """Multi-layer perceptrons trained together as one stacked model against one at a time, in one process."""
+    device, rows = torch.device(device), []
+    there = (data.data_root() / "mnist.npz").is_file() and not quick
+    for dataset, batch_size in (("digits", 64), *((("mnist", 64), ("mnist", 128), ("mnist", 512)) if there else ())):
+        for mode in training.MODES:
+            epochs = 20 if dataset == "digits" and not quick else 1
+            configs = [
+                training.Config(dataset=dataset, mode=mode, batch_size=batch_size, epochs=epochs, seed=s)
+                for s in range(2 if quick else 16 if dataset == "digits" or device.type == "cuda" else 8)
+            ]
+            training.train(configs[0], device)
+            one = min(training.train(configs[0], device)["seconds"] for _ in range(1 if quick else 2))
+            for together in (n for n in (2, 4, 8, 16) if n <= len(configs)):
+                values = together * batch_size * math.prod(data.SETS[dataset].image)
+                rows.append({
+                    "what": "stacked", "against": "one at a time", "dataset": dataset, "mode": mode,
+                    "batch": batch_size, "together": together, "values": values,
+                    "seconds": training.train_together(configs[:together], device)[0]["seconds"] / epochs,
+                    "seconds_against": one / epochs, "used": values <= sweep.VALUES_TOGETHER[device.type],
+                })  # fmt: skip
+    return _table(rows, "seconds a run and epoch; loading the data, making the networks")
+
+
 # --- all tables ----------------------------------------------------------------------------------------------
 
-TABLES = {"loss_cost": loss_cost, "crossover": crossover, "image_distance": image_distance}
+TABLES = {
+    "loss_cost": loss_cost,
+    "crossover": crossover,
+    "image_distance": image_distance,
+    "many_runs": many_runs,
+    "stacking": stacking,
+}
 
 
 def write(table: pandas.DataFrame, name: str, device: torch.device | str = "cpu") -> Path:
@@ -353,3 +496,16 @@ def write(table: pandas.DataFrame, name: str, device: torch.device | str = "cpu"
     table = table.assign(**training.provenance(torch.device(device)), cpu=torch.backends.cpu.get_cpu_capability())
     results.write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.4g"))
     return path
+
+
+def run(names: Sequence[str] = ()) -> None:
+    """Measure the tables that are named, or all, on the device at hand; print and write each as it is done."""
+    for name in names:
+        check_name("table", name, TABLES)
+    device = training.default_device()
+    for name in names or TABLES:
+        table = TABLES[name](device)
+        path = write(table, name, device)
+        shown = table.drop(columns=["leaves_out", *(["note"] if "note" in table else [])])
+        print(f"{name}: {path.relative_to(results.PROJECT)}. The clock leaves out: {table['leaves_out'].iloc[0]}.")
+        print(shown.to_string(index=False, float_format="{:.3g}".format), end="\n\n", flush=True)

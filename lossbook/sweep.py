@@ -115,7 +115,7 @@ def noisy_images(profile: str, dataset: str, model: str) -> Grid:
     base = noisy_labels(profile, dataset, model)
     if profile == "smoke":
         return replace(base, noise=TRAINING_IMAGES[:2])
-    return replace(base, losses=IMAGE_LOSSES, noise=TRAINING_IMAGES, seeds=base.seeds[:3])
+    return replace(base, losses=IMAGE_LOSSES, noise=TRAINING_IMAGES)
 
 
 EXPERIMENTS: dict[str, Callable[[str, str, str], Grid]] = {
@@ -338,7 +338,7 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
         return True
     cost = expected_seconds(waiting[0], results.load(plan.experiment, plan.out))[0] if deadline < math.inf else 0.0
     begin, told, done = time.monotonic(), 0.0, 0
-    for rows in _trained(stacks(waiting, workers), workers, lambda stack: time.monotonic() + cost * stack < deadline):
+    for rows in trained(stacks(waiting, workers), workers, lambda stack: time.monotonic() + cost * stack < deadline):
         for row in rows:
             results.write_row(row, plan.experiment, plan.out)
         now, done = time.monotonic(), done + len(rows)
@@ -374,8 +374,8 @@ def _workers(workers: int | None) -> int:
     return workers or os.cpu_count() or 1
 
 
-def _trained(
-    stacks: list[list[Config]], workers: int | None, fits: Callable[[int], bool]
+def trained(
+    stacks: list[list[Config]], workers: int | None, fits: Callable[[int], bool] = lambda size: True
 ) -> Iterable[list[dict[str, object]]]:
     """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked with its size."""
     workers = min(_workers(workers), len(stacks))

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossbook import losses
 from lossbook.losses import fourier, fourier_distance, spectral
@@ -251,6 +253,93 @@ def test_half_spectrum_counts_conjugates_once_and_nyquist_alone(points, symbol, 
     assert whole == pytest.approx(naive(p - q, 1.0, symbol), rel=1e-10)
 
 
+# Few classes have a softmax of their own, more go row by row, and most of all by FFT.
+PATHS = pytest.mark.parametrize(("classes", "largest"), [(7, 127), (20, 127), (7, 6), (20, 6)])
+
+
+@PATHS
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # torch's own, in its forward mode
+def test_every_path_is_smooth_and_maps(classes, largest, monkeypatch):
+    monkeypatch.setitem(spectral.LARGEST_QUADRATIC_FORM, "cpu", largest)
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn(2, classes, generator=random, dtype=torch.float64, requires_grad=True)
+    soft = torch.from_numpy(probabilities(0, classes, 2))
+    form = torch.from_numpy(spectral.quadratic_form(classes))
+    one_hot = torch.eye(classes, dtype=torch.float64)
+
+    def reference(z, y):
+        u = torch.softmax(z, -1) - y
+        return ((u @ form) * u).sum(-1)
+
+    for target, y in ((torch.tensor([1, 5]), one_hot[[1, 5]]), (soft, soft)):
+        assert gradcheck(lambda z, t=target: fourier(z, t), z)
+        assert gradgradcheck(lambda z, t=target: fourier(z, t), z)
+        torch.testing.assert_close(fourier(z, target), reference(z, y))
+        for derivative in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
+            ours, theirs = derivative(fourier)(z[0].detach(), target[0]), derivative(reference)(z[0].detach(), y[0])
+            torch.testing.assert_close(ours, theirs)
+        mapped = torch.func.vmap(torch.func.grad(fourier))(z.detach(), target)
+        torch.testing.assert_close(mapped, torch.func.vmap(torch.func.grad(reference))(z.detach(), y))
+        torch.testing.assert_close(fourier(z.view(2, 1, -1), target.unsqueeze(1)), reference(z, y)[:, None])
+
+
+@PATHS
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_every_path_compiles_whole(classes, largest, monkeypatch):
+    monkeypatch.setitem(spectral.LARGEST_QUADRATIC_FORM, "cpu", largest)
+    torch._dynamo.reset()
+    compiled = torch.compile(fourier, fullgraph=True, backend="aot_eager")
+    z, target = torch.randn(4, classes, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
+    compiled(ours, target).sum().backward()
+    fourier(theirs, target).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@PATHS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_path_is_finite_at_large_logits_and_refuses_other_labels(classes, largest, dtype, monkeypatch):
+    monkeypatch.setitem(spectral.LARGEST_QUADRATIC_FORM, "cpu", largest)
+    z = torch.tensor([-1e4, 0.0, 1e4]).repeat(classes)[: 3 * classes].view(3, classes).to(dtype).requires_grad_()
+    for target in (torch.tensor([0, 1, classes - 1]), torch.from_numpy(probabilities(0, classes, 3)).to(dtype)):
+        value = fourier(z, target)
+        (gradient,) = torch.autograd.grad(value.sum(), z)
+        assert value.isfinite().all() and (value >= 0).all() and gradient.isfinite().all()
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    right = torch.full((classes,), -1e4).index_fill(0, torch.tensor([2]), 1e4).to(dtype)
+    assert fourier(right, torch.tensor(2)) < 1e-12
+    for wrong in (-1, classes, -100):
+        with pytest.raises((IndexError, RuntimeError)):
+            fourier(z, torch.tensor([0, wrong, 0]))
+
+
+class Largest(TorchDispatchMode):
+    """Records how many elements the largest tensor has that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        returned = function(*args, **(kwargs or {}))
+        tensors = [t for t in (returned if isinstance(returned, tuple | list) else [returned]) if torch.is_tensor(t)]
+        self.elements = max([self.elements, *(t.numel() for t in tensors)])
+        return returned
+
+
+@pytest.mark.parametrize(("batch", "classes"), [(256, 10), (32, 64), (16, 200)])
+def test_no_tensor_of_batch_times_classes_squared_is_made(batch, classes):
+    z = torch.randn(batch, classes, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.arange(batch) % classes
+    for target in (labels, torch.softmax(torch.randn(batch, classes), -1)):
+        with Largest() as seen:
+            fourier(z, target).mean().backward()
+        assert batch * classes <= seen.elements <= max(classes * classes, 2 * batch * (classes + 2))
+        assert z.grad.abs().sum() > 0
+    with Largest() as seen:  # and it would be seen
+        form = torch.from_numpy(spectral.quadratic_form(classes)).float()
+        (torch.softmax(z, -1)[:, :, None] * form).sum(1)
+    assert seen.elements == batch * classes**2
+
+
 # --- the metric ----------------------------------------------------------------------------------------------
 
 
@@ -286,3 +375,11 @@ def test_distance_does_not_see_the_place_on_the_torus(seed, s, symbol):
     x, y = torch.from_numpy(probabilities(seed, 20, 2)).view(2, 4, 5)
     moved = fourier_distance(x.roll((1, 2), (0, 1)), y.roll((1, 2), (0, 1)), s=s, symbol=symbol, dims=2)
     torch.testing.assert_close(moved, fourier_distance(x, y, s=s, symbol=symbol, dims=2))
+
+
+def test_distance_takes_counts_and_changes_nothing_under_autocast():
+    x, y = torch.tensor([[3, 1, 0, 2], [0, 2, 3, 1]])
+    exact = fourier_distance(x.double(), y.double())
+    assert fourier_distance(x, y).item() == pytest.approx(exact.item(), rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fourier_distance(x.double(), y.double()) == exact

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lossbook.checks import check_name, check_range
@@ -24,9 +25,9 @@ from lossbook.losses._registry import distribution, register
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
-# Most classes on a ring for which the quadratic form is taken, by type of device; above it the FFT. On a CPU the two cost
-# the same near 100 classes where the length factors well, near 350 where it is a prime: data/results/bench/crossover.csv,
-# made by `lossbook bench crossover`. No GPU has been measured yet. A device that is not named goes by "cpu".
+# Most classes on a ring for which the quadratic form is taken, by type of device; above it the FFT. On a CPU they cost
+# the same near 100 classes where the length factors well, near 350 where it is a prime: `lossbook bench crossover`
+# measures it into data/results/bench/crossover.csv. No GPU has been measured yet. Devices not named go by "cpu".
 LARGEST_QUADRATIC_FORM = {"cpu": 127, "cuda": 512}
 
 
@@ -157,7 +158,7 @@ def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
 def _by_form(p: Tensor, target: Tensor, root: Tensor) -> Tensor:
     """The loss ‖R (p - y)‖² of p (C, batch) with R = `root` (C, C): of a class index, R y is a column of R."""
     label = root @ target.mT if target.is_floating_point() else root.index_select(1, target)
-    return (root @ p - label).square().sum(0)
+    return F.mse_loss(root @ p, label, reduction="none").sum(0)  # the squares in one kernel each way
 
 
 @register(
