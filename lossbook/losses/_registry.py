@@ -204,8 +204,11 @@ def one_minus_exp(x: Tensor) -> Tensor:
     return torch.where(x > -1, -torch.expm1(x), 1 - torch.exp(x))
 
 
-def expected(values: Tensor, target: Tensor) -> Tensor:
-    """Mean of values (*batch, C) under the target: the entry of the given class, or the weighted sum."""
+def expected(values: Tensor, target: Tensor, function: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """Mean of function(values), values (*batch, C), under the target: of the given class, or the weighted sum.
+
+    For class indices the function is called on their entries alone.
+    """
     if target.is_floating_point():
-        return (target * values).sum(-1)
-    return values.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        return (target * function(values)).sum(-1)
+    return function(values.gather(-1, target.unsqueeze(-1)).squeeze(-1))

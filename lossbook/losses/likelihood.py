@@ -78,10 +78,12 @@ def focal(logits: Tensor, target: Tensor, *, gamma: float = 0.5) -> Tensor:
     Gradient in z for a class y: ((1-p_y)^γ - γ p_y (1-p_y)^(γ-1) ln p_y) (p - e_y); γ = 0 is cross-entropy.
     The multi-class softmax form; the detection paper's one-against-rest sigmoid form is a different number.
     """
-    log_p = torch.log_softmax(logits, -1)
-    # For γ < 1 the power has an infinite slope at 0: below the smallest normal number it is held constant.
-    rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
-    return -expected(rest**gamma * log_p, target)
+
+    def weighted(log_p: Tensor) -> Tensor:
+        # For γ < 1 the power has an infinite slope at 0: below the smallest normal number it is held constant.
+        return (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) ** gamma * log_p
+
+    return -expected(torch.log_softmax(logits, -1), target, weighted)
 
 
 @register(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lossbook.losses._registry import distribution, expected, one_minus_exp, register
+from lossbook.losses._registry import expected, one_minus_exp, register
 
 LOG_OF_ZERO = math.log(1e-4)  # what the SCE and APL code put for ln 0 in the reverse cross-entropy
 
@@ -28,7 +28,7 @@ def gce(logits: Tensor, target: Tensor, *, q: float = 0.7) -> Tensor:
     Gradient in z for a class y: p_y^q (p - e_y). Limits: cross-entropy as q → 0, half of `mae` at q = 1.
     The power is taken in the log domain, so the gradient lives for every p_y; no clamp cuts it off.
     """
-    return expected(one_minus_exp(q * torch.log_softmax(logits, -1)), target) / q
+    return expected(torch.log_softmax(logits, -1), target, lambda log_p: one_minus_exp(q * log_p)) / q
 
 
 def reverse_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
@@ -91,12 +91,19 @@ def js(logits: Tensor, target: Tensor, *, pi: float = 0.7) -> Tensor:
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, H(π)/Z] with
     H the binary entropy and Z = -(1 - π) ln(1 - π). Limits: cross-entropy as π → 0, half of `mae` as π → 1.
+    For a class y it depends on p_y alone: off the class p_k / m_k = 1 / (1 - π).
     """
     log_p = torch.log_softmax(logits, -1)
-    p, y = log_p.exp(), distribution(target, logits)
+    normaliser = -(1 - pi) * math.log1p(-pi)
+    if not target.is_floating_point():
+        log_p = expected(log_p, target)
+        rest = one_minus_exp(log_p)  # 1 - p_y
+        mixture = torch.log1p(-(1 - pi) * rest)  # ln m_y
+        return ((1 - pi) * log_p.exp() * (log_p - mixture) - pi * mixture + normaliser * rest) / normaliser
+    p, y = log_p.exp(), target
     floor = torch.finfo(p.dtype).tiny
     mixture = torch.log((pi * y + (1 - pi) * p).clamp_min(floor))
     # p (ln p - ln m) is written with ln p - ln m = ln(p / m), which stays below -ln(1 - π) where both vanish
     log_ratio = torch.where(y > 0, log_p - mixture, torch.full_like(p, -math.log1p(-pi)))
     divergence = pi * (torch.xlogy(y, y) - y * mixture).sum(-1) + (1 - pi) * (p * log_ratio).sum(-1)
-    return divergence / (-(1 - pi) * math.log1p(-pi))
+    return divergence / normaliser
