@@ -5,7 +5,7 @@ import pytest
 from lossbook import figures, results, sweep
 
 ORDERED, SHUFFLED = "fourier", "fourier(placement='permuted')"
-SETS = ("mnist", "fashion_mnist")
+SETS = ("mnist", "fashion_mnist")  # on which the multi-layer perceptron was run
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,25 @@ def test_verdict_accuracy_is_competitive_on_clean_labels(labels):
     assert len(ours) == 4 and ours["difference"].between(-1, 1).all()
 
 
+def test_verdict_accuracy_is_not_competitive_on_cifar10(labels):
+    """Order one trails cross-entropy by more than two points on CIFAR10, at either learning rate, clean and noisy."""
+    rows = results.published("noisy_labels").query("dataset == 'cifar10' and model == 'cnn_small' and seed < 1000")
+    rows = rows[rows["loss"].isin([ORDERED, "cross_entropy"])].assign(setting=figures.setting_names)
+    table = against(rows, "cross_entropy", ["setting", "learning_rate"])
+    assert set(table["learning_rate"]) == {0.001, 0.003} and len(table) == 4
+    assert (table["difference"] < -2).all()
+    whole = table[(table["learning_rate"] == 0.001)]
+    assert (whole["n"] == 5).all() and (whole["difference"] + whole["half_width"] < -1.5).all()
+
+
 def test_verdict_not_more_robust_than_brier(labels):
     """Order one and two fall behind Brier, their own order zero, under symmetric noise of 40 and 60 %."""
     noisy = labels[labels["setting"].isin(["symmetric 40 %", "symmetric 60 %"]) & (labels["model"] == "mlp")]
-    table = against(noisy, "brier")
-    ours = table[table["loss"].isin([ORDERED, "fourier(s=2)"])]
-    assert len(ours) == 8 and (ours["difference"] < 0).all()
+    colour = labels[(labels["dataset"] == "cifar10") & (labels["setting"] == "symmetric 40 %")]
+    for rows, count in ((noisy, 8), (colour, 2)):
+        table = against(rows, "brier")
+        ours = table[table["loss"].isin([ORDERED, "fourier(s=2)"])]
+        assert len(ours) == count and (ours["difference"] < 0).all()
 
 
 def test_verdict_order_of_the_classes_is_irrelevant(labels):
@@ -56,6 +69,15 @@ def test_verdict_order_of_the_classes_is_irrelevant(labels):
     table = against(pair, SHUFFLED)
     assert len(table) == 8
     assert not (results.holm(table["p"]) < 0.05).any()
+
+
+def test_verdict_a_foreign_order_costs_on_cifar10(labels):
+    """Shuffled classes do better than the order of the file, and Brier better than either."""
+    rows = labels[(labels["dataset"] == "cifar10") & (labels["model"] == "cnn_small")]
+    table = against(rows, SHUFFLED).set_index(["loss", "setting"])
+    for setting in ("clean", "symmetric 40 %"):
+        ours, brier = table.loc[(ORDERED, setting)], table.loc[("brier", setting)]
+        assert ours["difference"] + ours["half_width"] < 0 < brier["difference"] - brier["half_width"]
 
 
 def test_verdict_robust_losses_gain_more(labels):
