@@ -202,19 +202,23 @@ def test_what_cannot_be_stacked_is_refused():
         models.Stack([models.create("cnn_small", (1, 8, 8), 10, seed) for seed in (0, 1)])
 
 
-def test_compiled_code_is_reused_across_seeds():
-    """A second network of the same architecture, with other weights, is not compiled again."""
+@pytest.mark.parametrize(("model", "together"), [("cnn_small", 1), ("mlp", 3)])
+def test_compiled_code_is_reused_across_seeds(model, together):
+    """Networks of the same architecture with other weights are not compiled again, and compute the same."""
     compiled = []
 
     def count(graph, inputs):
         compiled.append(graph)
-        return graph.forward
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     torch.compiler.reset()
-    for seed in (0, 1, 2):
-        network = models.Stack([models.create("cnn_small", (1, 8, 8), 10, seed)])
+    images = torch.randn(together, 4, 1, 8, 8)
+    for first in (0, 10, 20):
+        members = [models.create(model, (1, 8, 8), 10, first + i).eval() for i in range(together)]
+        expected = torch.stack([member(image) for member, image in zip(members, images, strict=True)])
+        network = models.Stack(members)
         network.compile(dynamic=False, backend=count)
-        network(torch.randn(1, 4, 1, 8, 8))
+        torch.testing.assert_close(network(images), expected)
     assert len(compiled) == 1
 
 
