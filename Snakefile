@@ -119,7 +119,7 @@ use rule derivation as figure with:
     input:
         notebook="notebooks/figures/{name}.ipynb",
         library=library("figures", "results"),
-        tables=sorted(glob("data/results/*.parquet")),
+        tables=sorted(glob("data/results/*.parquet") + glob("data/results/bench/*.csv")),
     output:
         "build/notebooks/figures/{name}.ipynb",
     log:
