@@ -482,7 +482,7 @@ def stacking(device: torch.device | str = "cpu", quick: bool = False) -> pandas.
                     "what": "stacked", "against": "one at a time", "dataset": dataset, "mode": mode,
                     "batch": batch_size, "together": together, "values": values,
                     "seconds": training.train_together(configs[:together], device)[0]["seconds"] / epochs,
-                    "seconds_against": one / epochs, "used": values <= sweep.VALUES_TOGETHER[device.type],
+                    "seconds_against": one / epochs,
                 })  # fmt: skip
     return _table(rows, "seconds a run and epoch; loading the data, making the networks")
 

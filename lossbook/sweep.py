@@ -48,7 +48,8 @@ SYMMETRIC = tuple(("symmetric", rate) for rate in (0.0, 0.2, 0.4, 0.6))
 TRAINING_IMAGES = (("none", 0.0), ("gaussian", 0.3), ("salt_pepper", 0.2), ("blur", 1.5))
 PROFILES = ("smoke", "quick", "paper")
 # Input values of one step, over all networks, up to which they are trained together.
-VALUES_TOGETHER = {"cpu": 2**19, "cuda": 2**27}
+VALUES_TOGETHER = {"cpu": 2**20, "cuda": 2**27}
+FEWEST_TOGETHER = 4  # two or three gain nothing on the one at a time
 PIECE = 8  # minutes: a sweep of hours is run in calls of no more
 # Floating-point operations a second of a run where nothing is measured yet: one CPU thread; a guess for a GPU.
 OPERATIONS_PER_SECOND = {"cpu": 1e11, "cuda": 5e13}
@@ -355,7 +356,7 @@ def stacks(configs: Iterable[Config], workers: int | None = None, device: str | 
     """The runs in the order given, those that gain by it put together: each list is trained as one stacked model.
 
     Stacking saves the cost of launching many small operations: on a CPU it pays while a step's images are few, on a GPU
-    for every multi-layer perceptron (`lossbook bench many_runs` measures it). Every worker gets its share.
+    for every multi-layer perceptron (`lossbook bench stacking` measures it). Every worker gets its share.
     """
     device = device or default_device().type
     groups: dict[object, list[Config]] = {}
@@ -365,7 +366,8 @@ def stacks(configs: Iterable[Config], workers: int | None = None, device: str | 
     for group in groups.values():
         values = group[0].batch_size * math.prod(data.SETS[group[0].dataset].image)
         share = math.ceil(len(group) / (_workers(workers) if device == "cpu" else 1))
-        size = max(1, min(share, VALUES_TOGETHER[device] // values))
+        size = min(share, VALUES_TOGETHER[device] // values)
+        size = size if size >= FEWEST_TOGETHER else 1
         made += [group[i : i + size] for i in range(0, len(group), size)]
     return made
 

@@ -241,8 +241,9 @@ def test_stacks_hold_every_run_once_and_only_what_goes_together(device):
 
 
 def test_every_worker_gets_a_stack():
-    grid = sweep.plan("noisy_labels", "smoke", seeds=[0]).grid
-    assert len(sweep.stacks(grid, workers=3, device="cpu")) == 3
+    grid = sweep.plan("noisy_labels", "smoke", seeds=[0, 1]).grid
+    assert [len(stack) for stack in sweep.stacks(grid, workers=3, device="cpu")] == [4, 4, 4]
+    assert {len(stack) for stack in sweep.stacks(grid, workers=6, device="cpu")} == {1}
 
 
 def test_the_deadline_leaves_the_rest_for_the_next_call(tmp_path, monkeypatch):
