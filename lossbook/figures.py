@@ -122,6 +122,7 @@ TITLES = {
     "cifar10": "CIFAR10",
     "mlp": "MLP",
     "cnn_small": "small CNN",
+    "airbench": "airbench network",
 }
 
 
@@ -226,7 +227,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
     settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"])["setting"]))
     settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric"), name))
     figure, axes = plt.subplots(
-        1, len(settings), figsize=(3.6 + 1.2 * len(settings), 1.4 + 0.26 * len(order)), sharey=True, squeeze=False
+        1, len(settings), figsize=(3.6 + max(3.2, 1.2 * len(settings)), 1.4 + 0.26 * len(order)), sharey=True, squeeze=False
     )
     sources = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
     for axis, setting in zip(axes[0], settings, strict=True):
@@ -249,6 +250,8 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
         axis.set_xscale("symlog", linthresh=1)  # most differences are within a point, a few losses fail by tens
         axis.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"])
         axis.minorticks_off()
+        low, high = axis.get_xlim()
+        axis.set_xlim(max(low, -30), min(high, 30))
         axis.set_title(setting)
         axis.margins(y=0.08)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
