@@ -226,9 +226,8 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
     order = [loss for loss in losses or LOOKS if loss != baseline and (table["loss"] == loss).any()]
     settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"])["setting"]))
     settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric"), name))
-    figure, axes = plt.subplots(
-        1, len(settings), figsize=(3.6 + max(3.2, 1.2 * len(settings)), 1.4 + 0.26 * len(order)), sharey=True, squeeze=False
-    )
+    size = (3.6 + max(3.2, 1.2 * len(settings)), 1.4 + 0.26 * len(order))
+    figure, axes = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
     sources = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
     for axis, setting in zip(axes[0], settings, strict=True):
         for number, (dataset, model) in enumerate(sources):
