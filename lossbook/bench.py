@@ -342,8 +342,7 @@ def image_distance(device: torch.device | str = "cpu", quick: bool = False) -> p
     import geomloss
 
     device, rows = torch.device(device), []
-    sets = ["digits", *(["mnist"] if (data.data_root() / "mnist.npz").is_file() else [])]
-    for dataset in map(data.load, sets):
+    for dataset in map(data.load, filter(data.is_there, ("digits", "mnist"))):
         for size in (16, 28) if quick else (28, 64, 128, 256, 512, 1024, 2048):
             one, other = image_pair(dataset, size).to(device)
             clouds = (*_cloud(one), *_cloud(other))
@@ -432,8 +431,7 @@ def many_runs(device: torch.device | str = "cpu", quick: bool = False) -> pandas
     after one.
     """
     device = torch.device(device)
-    there = (data.data_root() / "mnist.npz").is_file()
-    dataset, epochs, seeds = ("digits", 1, 1) if quick or not there else ("mnist", 4, 5)
+    dataset, epochs, seeds = ("mnist", 4, 5) if data.is_there("mnist") and not quick else ("digits", 1, 1)
     loaded, rows, processes = data.load(dataset), [], 2 if device.type == "cpu" else 1
     for batch_size in (512, 128):
         with tempfile.TemporaryDirectory() as folder:
@@ -466,8 +464,10 @@ def _grid_seconds(configs: list[training.Config], device: torch.device) -> tuple
 def stacking(device: torch.device | str = "cpu", quick: bool = False) -> pandas.DataFrame:
     """Multi-layer perceptrons trained together as one stacked model against one at a time, in one process."""
     device, rows = torch.device(device), []
-    there = (data.data_root() / "mnist.npz").is_file() and not quick
-    for dataset, batch_size in (("digits", 64), *((("mnist", 64), ("mnist", 128), ("mnist", 512)) if there else ())):
+    sets = [("digits", 64)]
+    if data.is_there("mnist") and not quick:
+        sets += [("mnist", 64), ("mnist", 128), ("mnist", 512)]
+    for dataset, batch_size in sets:
         for mode in training.MODES:
             epochs = 20 if dataset == "digits" and not quick else 1
             configs = [

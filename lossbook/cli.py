@@ -75,8 +75,7 @@ def _losses(given) -> int:
 def _data(given) -> int:
     from lossbook import data
 
-    there = [name for name in data.NAMES if name == "digits" or (data.data_root() / f"{name}.npz").is_file()]
-    for name in given.names or there:
+    for name in given.names or filter(data.is_there, data.NAMES):
         dataset = data.load(name)
         shape, train, test = dataset.x_train.shape[1:], len(dataset.y_train), len(dataset.y_test)
         print(f"{name:14} {train} training and {test} test images {shape}")

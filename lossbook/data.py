@@ -33,6 +33,16 @@ class Spec:
     classes: tuple[str, ...]
     torchvision: str | None  # the class of torchvision.datasets that downloads it
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of one image as a network sees it."""
+        return _channels_first(self.image)
+
+
+def _channels_first(image: tuple[int, ...]) -> tuple[int, int, int]:
+    height, width, *channels = image
+    return (channels[0] if channels else 1, height, width)
+
 
 _TEN = tuple("0123456789")
 _CIFAR100 = tuple(
@@ -81,8 +91,7 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """``(channels, height, width)`` of one image as a network sees it."""
-        height, width, *channels = self.x_train.shape[1:]
-        return (channels[0] if channels else 1, height, width)
+        return _channels_first(self.x_train.shape[1:])
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
@@ -97,6 +106,11 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
     above = Path(__file__).resolve().parent.parent
     project = above if (above / "pyproject.toml").is_file() else Path.cwd()
     return project / Path(os.environ.get("LOSSBOOK_DATA") or "data").expanduser()
+
+
+def is_there(name: str) -> bool:
+    """Whether a set can be loaded without a download."""
+    return name == "digits" or (data_root() / f"{name}.npz").is_file()
 
 
 def load(name: str, root: str | os.PathLike | None = None) -> Dataset:
