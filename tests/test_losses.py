@@ -428,6 +428,44 @@ def test_gpu_equals_cpu(name):
         torch.testing.assert_close(value.cpu(), of(name)(z, target))
 
 
+# --- the scale of the gradient -------------------------------------------------------------------------------
+
+# The gradient at the uniform prediction over that of cross-entropy, p - y, for C classes.
+SCALES = {
+    "cross_entropy": lambda C: 1,
+    "kl_divergence": lambda C: 1,
+    "label_smoothing(epsilon=0.3)": lambda C: 0.7,
+    "bootstrap_soft(beta=0.8)": lambda C: 0.8,
+    "focal(gamma=2)": lambda C: (1 - 1 / C) ** 2 + 2 / C * (1 - 1 / C) * math.log(C),
+    "brier": lambda C: 2 / C,
+    "mae": lambda C: 2 / C,
+    "gce(q=0.5)": lambda C: C**-0.5,
+    "sce(alpha=0.1, beta=2)": lambda C: 0.1 + 2 * LARGE / C,
+    "fourier(s=0)": lambda C: 2 / C,
+}
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+@pytest.mark.parametrize("spec", SCALES)
+def test_gradient_scale(spec, classes):
+    expected = pytest.approx(SCALES[spec](classes), rel=1e-12)
+    assert losses.gradient_scale(spec, classes) == expected
+    with torch.inference_mode():
+        assert losses.gradient_scale(spec, classes) == expected
+
+
+@EACH
+def test_every_loss_has_a_gradient_scale(name):
+    assert math.isfinite(losses.gradient_scale(name, 5)) and losses.gradient_scale(name, 5) > 0
+
+
+def test_gradient_scale_refuses():
+    with pytest.raises(ValueError, match="brier"):
+        losses.gradient_scale("brir", 10)
+    with pytest.raises(ValueError, match="at least 2"):
+        losses.gradient_scale("brier", 1)
+
+
 # --- the catalogue, and what is refused ----------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Losses as pure functions `(logits, target, *, hyper-parameters) -> Tensor[batch]`, and their catalogue."""
 
-from lossbook.losses._registry import catalogue, create, lookup, names, parse
+from lossbook.losses._registry import catalogue, create, gradient_scale, lookup, names, parse
 from lossbook.losses.likelihood import (
     bootstrap_hard,
     bootstrap_soft,
@@ -24,6 +24,7 @@ __all__ = [
     "fourier",
     "fourier_distance",
     "gce",
+    "gradient_scale",
     "js",
     "kl_divergence",
     "label_smoothing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -167,6 +168,23 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     loss = Loss(entry, num_classes, reduction, dict(hyper))
     loss(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.long))  # a bad value is refused here, not in training
     return loss
+
+
+def gradient_scale(spec: str, num_classes: int) -> float:
+    """Norm of the gradient in the logits at the uniform prediction z = 0, in units of cross-entropy's.
+
+    spec         a name or a spec such as "gce(q=0.5)", as for `create`
+    num_classes  C >= 2
+
+    Mean over the C class labels, which differ only where the order of the classes matters. Cross-entropy itself has
+    the norm sqrt(1 - 1/C). A learning rate divided by this scale makes the first steps of all losses equally long.
+    ValueError as for `create`.
+    """
+    loss = create(spec, num_classes, reduction="sum")
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = torch.zeros(num_classes, num_classes, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(loss(logits, torch.arange(num_classes)), logits)
+    return slope.norm(dim=-1).mean().item() / math.sqrt(1 - 1 / num_classes)
 
 
 def catalogue():
