@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="run an experiment without a notebook; what has a row is not run again")
     run.add_argument("experiment")
     run.add_argument("--profile", default="quick")
-    run.add_argument("--dataset", nargs="+", default=[], help="default: digits; in the paper profile, its three")
+    run.add_argument("--dataset", nargs="+", default=[], help="default: digits; in the paper profile, all it has")
     run.add_argument("--model", nargs="+", default=[], help="default: mlp; in the paper profile, all of its networks")
     run.add_argument("--losses", nargs="+", default=[], metavar="LOSS", help="for example cross_entropy 'fourier(s=2)'")
     run.add_argument("--noise", nargs="+", default=[], metavar="NOISE", help="for example 'symmetric 0.4'")
@@ -90,10 +90,16 @@ def _run(given) -> int:
         raise ValueError(f"--minutes {given.minutes:g} was given; allowed: a number above 0")
     choices = ("profile", "losses", "noise", "seeds", "epochs", "learning_rates", "out")
     choices = {key: getattr(given, key) for key in choices}
-    pairs = sweep.pairs(given.profile, given.dataset, given.model)
-    plans = [sweep.plan(given.experiment, dataset=dataset, model=model, **choices) for dataset, model in pairs]
+    plans = [
+        sweep.plan(given.experiment, dataset=dataset, model=model, variant=variant, **choices)
+        for dataset, model in sweep.pairs(given.experiment, given.profile, given.dataset, given.model)
+        for variant in sweep.variants(given.experiment)
+    ]
     if given.plan:
-        print(sweep.outlook(plans, given.workers).to_string(index=False, float_format="{:.1f}".format))
+        table = sweep.outlook(plans, given.workers)
+        if not table["variant"].any():
+            del table["variant"]
+        print(table.to_string(index=False, float_format="{:.1f}".format))
         return 0
     for plan in plans:
         rows = sweep.run(plan, given.workers, began + 60 * given.minutes)
@@ -101,7 +107,8 @@ def _run(given) -> int:
         if left := len(plan.grid) - len(rows):
             states["left; the same command goes on with them"] = left
         status = ", ".join(f"{count} {name}" for name, count in states.items())
-        print(f"{given.experiment} {plan.grid[0].dataset} {plan.grid[0].model}: {status}", flush=True)
+        what = (given.experiment, plan.grid[0].dataset, plan.grid[0].model, plan.variant)
+        print(f"{' '.join(filter(None, what))}: {status}", flush=True)
     return 0
 
 
@@ -109,7 +116,7 @@ def _publish(given) -> int:
     from lossbook import results, sweep
     from lossbook.checks import check_name
 
-    check_name("experiment", given.experiment, sweep.EXPERIMENTS)
+    check_name("experiment", given.experiment, sweep.experiments())
     path = results.publish(given.experiment, given.dataset)
     print(f"{path.relative_to(results.PROJECT)}: {len(results.published(given.experiment))} rows")
     return 0

@@ -68,17 +68,8 @@ def publish(experiment: str, datasets: list[str] | None = None, folder: str | Pa
         raise ValueError(f"{experiment} has no rows under {Path(folder or RUNS)}; run the sweep first")
     if datasets:
         rows = rows[rows["dataset"].isin(datasets) | rows["hash"].isin(published(experiment)["hash"])]
-    order = [
-        "dataset",
-        "model",
-        "noise_kind",
-        "noise_rate",
-        "image_noise",
-        "image_level",
-        "loss",
-        "seed",
-        "hash",
-    ]
+    order = ["dataset", "model", "noise_kind", "noise_rate", "image_noise", "image_level", "loss", "seed", "hash"]
+    order = [column for column in order if column in rows]
     rows = rows.sort_values(order).reset_index(drop=True)
     path = PUBLISHED / f"{experiment}.parquet"
     write_atomically(path, lambda temporary: rows.to_parquet(temporary, index=False, compression="zstd"))

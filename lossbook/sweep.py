@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import importlib
 import itertools
 import math
 import multiprocessing
@@ -24,7 +25,7 @@ import pandas
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lossbook import data, models, results
+from lossbook import data, losses, models, results, tasks
 from lossbook.checks import check_name
 from lossbook.training import Config, canonical_loss, default_device, provenance, train_together
 
@@ -73,8 +74,9 @@ AIRBENCH = dict(
 class Grid:
     """What a profile asks of one data set and network.
 
-    noise   (kind, rate) of labels or (kind, level) of images
-    recipe  the fields of `Config` in which all runs differ from the defaults
+    noise    (kind, rate) of labels or (kind, level) of images
+    matched  each loss has the learning rates divided by the scale of its gradient: `losses.gradient_scale`
+    recipe   the fields of `Config` in which all runs differ from the defaults
     """
 
     losses: tuple[str, ...]
@@ -83,6 +85,7 @@ class Grid:
     epochs: int
     learning_rates: tuple[float, ...] = (1e-3,)
     tuning_noise: tuple[str, float] = ("none", 0.0)
+    matched: bool = False
     recipe: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -120,10 +123,23 @@ def noisy_images(profile: str, dataset: str, model: str) -> Grid:
     return replace(base, losses=IMAGE_LOSSES, noise=TRAINING_IMAGES)
 
 
-EXPERIMENTS: dict[str, Callable[[str, str, str], Grid]] = {
-    "noisy_labels": noisy_labels,
-    "noisy_images": noisy_images,
+# Classifiers, each with the data sets and networks of its paper profile. All others are in `tasks`.
+EXPERIMENTS: dict[str, tuple[Callable[[str, str, str], Grid | dict[str, Grid]], tuple[tuple[str, str], ...]]] = {
+    "noisy_labels": (noisy_labels, PAPER),
+    "noisy_images": (noisy_images, PAPER),
 }
+
+
+def experiments() -> list[str]:
+    """Names of all experiments."""
+    return [*EXPERIMENTS, *tasks.NAMES]
+
+
+def variants(experiment: str) -> list[str]:
+    """The parts of an experiment that have grids of their own; most have one, without a name."""
+    check_name("experiment", experiment, experiments())
+    grids = EXPERIMENTS[experiment][0]("smoke", "digits", "mlp") if experiment in EXPERIMENTS else {}
+    return list(grids) if isinstance(grids, dict) and grids else [""]
 
 
 @dataclass(frozen=True)
@@ -131,9 +147,10 @@ class Plan:
     """The runs of an experiment: those that tune, and those of the grid, each waiting for its learning rate."""
 
     experiment: str
-    tuning: tuple[Config, ...]
-    grid: tuple[Config, ...]
+    tuning: tuple[Config | tasks.Task, ...]
+    grid: tuple[Config | tasks.Task, ...]
     out: Path | None
+    variant: str = ""
 
     def chosen(self, rows: pandas.DataFrame) -> list[Config]:
         """The grid with each loss at the learning rate of best validation accuracy; the only one where one is given."""
@@ -142,7 +159,8 @@ class Plan:
         tuned = rows[rows["hash"].isin({config.hash for config in self.tuning})]
         if untuned := {config.loss for config in self.tuning} - set(tuned["loss"]):
             raise ValueError(f"{self.experiment}: no tuning runs for {', '.join(sorted(untuned))}; run the sweep first")
-        ranked = tuned.sort_values(["validation_accuracy", "learning_rate"], ascending=[False, True])
+        score = "validation_accuracy" if isinstance(self.grid[0], Config) else "validation_score"
+        ranked = tuned.sort_values([score, "learning_rate"], ascending=[False, True])
         best = ranked.drop_duplicates("loss")
         rates = best.set_index("loss")["learning_rate"]
         return [replace(config, learning_rate=float(rates[config.loss])) for config in self.grid]
@@ -151,75 +169,109 @@ class Plan:
 def plan(
     experiment: str,
     profile: str = "quick",
-    dataset: str = "digits",
-    model: str = "mlp",
+    dataset: str = "",
+    model: str = "",
     losses: Iterable[str] = (),
     noise: Iterable[str] = (),
     seeds: Iterable[int] = (),
     epochs: int = 0,
     learning_rates: Iterable[float] = (),
+    variant: str = "",
     out: str = "",
 ) -> Plan:
     """The plan of an experiment, checked: ValueError for whatever is not allowed, before any work.
 
-    losses, noise, seeds, epochs and learning_rates replace those of the profile where they are given; noise is written
-    "symmetric 0.4", and one learning rate alone is used without tuning. out is the folder of the rows, data/runs by
-    default.
+    dataset and model are those of the quick profile by default. losses, noise, seeds, epochs and learning_rates replace
+    those of the profile where they are given; noise is written "symmetric 0.4", and one learning rate alone is used
+    without tuning. variant is one of `variants(experiment)`. out is the folder of the rows, data/runs by default.
     """
-    check_name("experiment", experiment, EXPERIMENTS)
+    check_name("experiment", experiment, experiments())
     check_name("profile", profile, PROFILES)
-    check_name("dataset", dataset, data.NAMES)
-    check_name("model", model, models.MODELS)
+    check_name("variant", variant, variants(experiment))
     if not isinstance(out, str | Path):
         raise ValueError(f"out={out!r} was given; allowed: the path of a folder, empty for data/runs")
-    for key, value in (("losses", losses), ("noise", noise), ("seeds", seeds), ("learning_rates", learning_rates)):
+    changes = {"losses": losses, "noise": noise, "seeds": seeds, "learning_rates": learning_rates}
+    for key, value in changes.items():
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise ValueError(f"{key}={value!r} was given; allowed: a list, empty for that of the profile")
-    grid = EXPERIMENTS[experiment](profile, dataset, model)
-    changes = {
-        "losses": tuple(losses),
-        "noise": tuple(parse_noise(text) for text in noise),
-        "seeds": tuple(seeds),
-        "epochs": epochs,
-        "learning_rates": tuple(learning_rates),
-    }
-    grid = replace(grid, **{key: value for key, value in changes.items() if value})
+    changes = {key: tuple(value) for key, value in changes.items()} | {"epochs": epochs}
+    changes = {key: value for key, value in changes.items() if value}
+    build = _classifiers if experiment in EXPERIMENTS else _task
+    default = ("digits", "mlp") if experiment in EXPERIMENTS else _module(experiment).DEFAULT
+    tuning, grid = build(experiment, profile, dataset or default[0], model or default[1], variant, changes)
+    return Plan(experiment, tuple(tuning), tuple(grid), Path(out) if out else None, variant)
+
+
+def _classifiers(
+    experiment: str, profile: str, dataset: str, model: str, variant: str, changes: dict
+) -> tuple[list[Config], list[Config]]:
+    """The runs of one of `EXPERIMENTS`: those that tune, and the grid."""
+    check_name("dataset", dataset, data.NAMES)
+    check_name("model", model, models.MODELS)
+    grid = EXPERIMENTS[experiment][0](profile, dataset, model)
+    grid = grid[variant] if isinstance(grid, dict) else grid
+    if "noise" in changes:
+        changes["noise"] = tuple(parse_noise(text) for text in changes["noise"])
+    grid = replace(grid, **changes)
     of_images = experiment == "noisy_images"
 
     def configure(loss: str, kind: str, level: float, rate: float, seed: int) -> Config:
         noisy = dict(image_noise=kind, image_level=level) if of_images else dict(noise_kind=kind, noise_rate=level)
+        if grid.matched:
+            # rounded, so that the same run has the same hash on every processor
+            rate = float(f"{rate / losses.gradient_scale(loss, len(data.SETS[dataset].classes)):.4g}")
         return Config(dataset=dataset, model=model, loss=loss, learning_rate=rate, epochs=grid.epochs, panel=of_images,
                       seed=seed, **noisy, **grid.recipe)  # fmt: skip
 
-    tuning = [
-        configure(loss, *grid.tuning_noise, rate, TUNING_SEED) for rate in grid.learning_rates for loss in grid.losses
-    ]
-    first = grid.learning_rates[0]
+    rates = grid.learning_rates
+    tuning = [configure(loss, *grid.tuning_noise, rate, TUNING_SEED) for rate in rates for loss in grid.losses]
     runs = [
-        configure(loss, kind, level, first, seed)
+        configure(loss, kind, level, rates[0], seed)
         for seed in grid.seeds
         for kind, level in grid.noise
         for loss in grid.losses
     ]
-    return Plan(
-        experiment,
-        tuple(tuning) if len(grid.learning_rates) > 1 else (),
-        tuple(runs),
-        Path(out) if out else None,
-    )
+    return tuning if len(rates) > 1 else [], runs
 
 
-def pairs(profile: str, datasets: Sequence[str] = (), models_: Sequence[str] = ()) -> list[tuple[str, str]]:
+def _module(experiment: str) -> ModuleType:
+    return importlib.import_module(f"lossbook.tasks.{experiment}")
+
+
+def _task(
+    experiment: str, profile: str, dataset: str, model: str, variant: str, changes: dict
+) -> tuple[list[tasks.Task], list[tasks.Task]]:
+    """The runs of a task: those that tune, and the grid."""
+    runs = _module(experiment).runs(profile, dataset, model)
+    tuning, grid = list(runs.tuning), list(runs.grid)
+    for key in changes:
+        check_name(f"change to {experiment}", key, ("losses", "seeds"))
+    if wanted := changes.get("losses"):
+        for loss in wanted:
+            check_name("loss", loss, sorted({task.loss for task in grid}))
+        tuning, grid = ([task for task in part if task.loss in wanted] for part in (tuning, grid))
+    if seeds := changes.get("seeds"):
+        first = [task for task in grid if task.seed == grid[0].seed]
+        grid = [replace(task, seed=seed) for seed in seeds for task in first]
+    return tuning, grid
+
+
+def pairs(
+    experiment: str, profile: str, datasets: Sequence[str] = (), models_: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """Data sets with their networks: what is named; in the paper profile, what it holds of that."""
-    for name in datasets:
+    check_name("experiment", experiment, experiments())
+    classifiers = experiment in EXPERIMENTS
+    for name in datasets if classifiers else ():
         check_name("dataset", name, data.NAMES)
-    for name in models_:
+    for name in models_ if classifiers else ():
         check_name("model", name, models.MODELS)
+    paper = EXPERIMENTS[experiment][1] if classifiers else _module(experiment).PAPER
     if profile == "paper" and not (datasets and models_):
-        held = [(d, m) for d, m in PAPER if (not datasets or d in datasets) and (not models_ or m in models_)]
+        held = [(d, m) for d, m in paper if (not datasets or d in datasets) and (not models_ or m in models_)]
         if held:
             return held
-    return list(itertools.product(datasets or ["digits"], models_ or ["mlp"]))
+    return list(itertools.product(datasets or [""], models_ or [""]))
 
 
 def parse_noise(text: str) -> tuple[str, float]:
@@ -231,7 +283,7 @@ def parse_noise(text: str) -> tuple[str, float]:
         raise ValueError(f"noise {text!r} was given; allowed: a kind and a number, such as 'symmetric 0.4'") from None
 
 
-def settings(experiment: str, names: dict[str, object]) -> Plan:
+def settings(experiment: str, names: dict[str, object], variant: str = "") -> Plan:
     """The plan of a notebook, from its `globals()`: a name that is no parameter is refused; papermill only warns."""
     hidden = {"In", "Out", "exit", "quit", "get_ipython", "open"}
     given = {
@@ -239,10 +291,10 @@ def settings(experiment: str, names: dict[str, object]) -> Plan:
         for key, value in names.items()
         if not key.startswith("_") and key not in hidden and not callable(value) and not isinstance(value, ModuleType)
     }
-    allowed = plan.__annotations__.keys() - {"experiment", "return"}
+    allowed = plan.__annotations__.keys() - {"experiment", "variant", "return"}
     for key in given:
         check_name("parameter", key, sorted(allowed))
-    return plan(experiment, **given)
+    return plan(experiment, **given, variant=variant)
 
 
 def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> pandas.DataFrame:
@@ -267,8 +319,8 @@ def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> p
 def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFrame:
     """What a sweep has before it, a line each for the tuning and the grid of every plan.
 
-    Columns: dataset, model, part, runs, there (already), minutes (expected for the rest on this machine), basis (how
-    that is known) and pieces (calls of `lossbook run --minutes 8` that it takes).
+    Columns: dataset, model, variant, part, runs, there (already), minutes (expected for the rest on this machine),
+    basis (how that is known) and pieces (calls of `lossbook run --minutes 8` that it takes).
     """
     lines = []
     for plan in plans:
@@ -283,23 +335,28 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
             if default_device().type == "cpu":
                 minutes /= _workers(workers)
             lines.append({
-                "dataset": configs[0].dataset, "model": configs[0].model, "part": part, "runs": len(configs),
-                "there": len(configs) - len(waiting), "minutes": minutes, "basis": basis,
+                "dataset": configs[0].dataset, "model": configs[0].model, "variant": plan.variant, "part": part,
+                "runs": len(configs), "there": len(configs) - len(waiting), "minutes": minutes, "basis": basis,
                 "pieces": math.ceil(minutes / PIECE),
             })  # fmt: skip
     return pandas.DataFrame(lines)
 
 
 def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str]:
-    """Wall time of one run and how it is known: "measured" on rows like it from this device, else "estimated"."""
+    """Wall time of one run and how it is known: "measured" on rows like it from this device, or "estimated"."""
     device = default_device()
-    alike = rows.reindex(columns=["dataset", "model", "mode", "batch_size", "epochs", "seconds", "device"]).dropna()
-    for column in ("dataset", "model", "mode", "batch_size"):
+    columns = [name for name in ("dataset", "model", "mode", "batch_size") if hasattr(config, name)]
+    epochs = [name for name in ("epochs",) if hasattr(config, name)]
+    alike = rows.reindex(columns=[*columns, *epochs, "seconds", "device"]).dropna()
+    for column in columns:
         alike = alike[alike[column] == getattr(config, column)]
     here = provenance(device)["device"].split(",")[0]
     alike = alike[[str(there).split(",")[0] == here for there in alike["device"]]]
     if len(alike):
-        return float((alike["seconds"] / alike["epochs"]).median() * config.epochs), "measured"
+        share = config.epochs / alike["epochs"] if epochs else 1.0
+        return float((alike["seconds"] * share).median()), "measured"
+    if not isinstance(config, Config):
+        return 0.0, "not known before the first run"
     return _operations(config.dataset, config.model) * config.epochs / OPERATIONS_PER_SECOND[device.type], "estimated"
 
 
@@ -314,13 +371,20 @@ def _operations(dataset: str, model: str) -> float:
 
 
 def published(experiment: str) -> pandas.DataFrame:
-    """The committed rows of the paper profile's grid: without the tuning runs and the controls beside it."""
-    rows = results.published(experiment)
-    wanted: set[str] = set()
-    for (dataset, model), there in rows.groupby(["dataset", "model"]):
-        grid = plan(experiment, "paper", dataset, model, losses=there["loss"].unique())
-        wanted |= {config.hash for config in grid.chosen(rows)}
-    return rows[rows["hash"].isin(wanted)].reset_index(drop=True)
+    """The committed rows of the paper profile's grid: without the tuning runs and the controls beside it.
+
+    The column `variant` says to which part of the experiment a row belongs; one that belongs to several is repeated.
+    """
+    rows, parts = results.published(experiment), []
+    if rows.empty:
+        return rows
+    for variant in variants(experiment):
+        wanted: set[str] = set()
+        for (dataset, model), there in rows.groupby(["dataset", "model"]):
+            grid = plan(experiment, "paper", dataset, model, losses=there["loss"].unique(), variant=variant)
+            wanted |= {config.hash for config in grid.chosen(rows)}
+        parts.append(rows[rows["hash"].isin(wanted)].assign(variant=variant))
+    return pandas.concat(parts, ignore_index=True)
 
 
 def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:
@@ -333,7 +397,7 @@ def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:
 def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: float, what: str) -> bool:
     """Train what is missing; False where the deadline left some of it."""
     waiting = missing(plan, configs)
-    for name in {config.dataset for config in waiting}:
+    for name in {config.dataset for config in waiting} & set(data.NAMES):
         data.load(name)  # a missing or damaged file is met here, before any run
     if not waiting:
         return True
@@ -364,6 +428,9 @@ def stacks(configs: Iterable[Config], workers: int | None = None, device: str | 
         groups.setdefault(config.group or config, []).append(config)
     made = []
     for group in groups.values():
+        if group[0].group is None:
+            made += [[config] for config in group]
+            continue
         values = group[0].batch_size * math.prod(data.SETS[group[0].dataset].image)
         share = math.ceil(len(group) / (_workers(workers) if device == "cpu" else 1))
         size = min(share, VALUES_TOGETHER[device] // values)
@@ -371,6 +438,10 @@ def stacks(configs: Iterable[Config], workers: int | None = None, device: str | 
         # sorted, because runs of the same loss that stand side by side share one call of it
         made += [sorted(group[i : i + size], key=lambda config: config.loss) for i in range(0, len(group), size)]
     return made
+
+
+def _carry_out(stack: list[Config] | list[tasks.Task]) -> list[dict[str, object]]:
+    return train_together(stack) if isinstance(stack[0], Config) else [tasks.row(task) for task in stack]
 
 
 def _workers(workers: int | None) -> int:
@@ -383,7 +454,7 @@ def trained(
     """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked with its size."""
     workers = min(_workers(workers), len(stacks))
     if default_device().type != "cpu" or workers == 1:
-        yield from map(train_together, itertools.takewhile(lambda stack: fits(len(stack)), stacks))
+        yield from map(_carry_out, itertools.takewhile(lambda stack: fits(len(stack)), stacks))
         return
     context, waiting, going = multiprocessing.get_context("spawn"), iter(stacks), set()
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -392,7 +463,7 @@ def trained(
                 # two more than there are workers, so that none waits for this process
                 for stack in itertools.islice(waiting, workers + 2 - len(going)):
                     if fits(len(stack)):
-                        going.add(pool.submit(train_together, stack))
+                        going.add(pool.submit(_carry_out, stack))
                 if not going:
                     return
                 done, going = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)

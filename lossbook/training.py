@@ -132,8 +132,7 @@ class Config:
     @property
     def hash(self) -> str:
         """Sixteen hexadecimal digits of the configuration; a field at its default does not enter."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:16]
+        return configuration_hash(self)
 
     @property
     def group(self) -> Config | None:
@@ -143,6 +142,12 @@ class Config:
         return replace(
             self, loss="cross_entropy", noise_kind="none", noise_rate=0.0, image_noise="none", image_level=0.0, seed=0
         )
+
+
+def configuration_hash(config) -> str:
+    """Sixteen hexadecimal digits of a dataclass; a field at its default does not enter, so that fields can be added."""
+    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -274,10 +274,11 @@ def test_expected_cost_is_measured_where_rows_are_there(tmp_path):
 
 
 def test_the_paper_profile_covers_three_data_sets():
-    assert {dataset for dataset, _ in sweep.pairs("paper")} == {"mnist", "fashion_mnist", "cifar10"}
-    assert sweep.pairs("paper", ["cifar10"]) == [("cifar10", "cnn_small"), ("cifar10", "airbench")]
-    assert sweep.pairs("paper", ["cifar10"], ["resnet18"]) == [("cifar10", "resnet18")]
-    assert sweep.pairs("quick") == [("digits", "mlp")] and sweep.pairs("paper", ["kmnist"]) == [("kmnist", "mlp")]
+    assert {dataset for dataset, _ in sweep.pairs("noisy_labels", "paper")} == {"mnist", "fashion_mnist", "cifar10"}
+    assert sweep.pairs("noisy_labels", "paper", ["cifar10"]) == [("cifar10", "cnn_small"), ("cifar10", "airbench")]
+    assert sweep.pairs("noisy_labels", "paper", ["cifar10"], ["resnet18"]) == [("cifar10", "resnet18")]
+    assert sweep.pairs("noisy_labels", "quick") == [("", "")]  # what the experiment takes by default
+    assert sweep.pairs("noisy_labels", "paper", ["kmnist"]) == [("kmnist", "")]
 
 
 # --- tuning ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""Experiments that are no plain classification of images: a task is a configuration that runs itself.
+
+A module of this folder is an experiment of the same name, found by `lossbook run` and by its notebook. It holds
+
+* a frozen dataclass derived from `Task`: everything that decides a run, and `run`, which carries it out;
+* `runs(profile, dataset, model) -> Runs`: what a profile asks for, with ValueError for what is not possible;
+* `DEFAULT`, the data set and network of the smoke and quick profiles, and `PAPER`, those of the paper profile.
+
+Rows, resuming, learning rates chosen on validation data, processes side by side: `sweep` does that for all of them.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import time
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+
+from lossbook.checks import check_range
+from lossbook.training import arithmetic, configuration_hash, default_device, provenance
+
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every task has; its own dataclass adds fields with defaults and checks them in `__post_init__`.
+
+    dataset        where the data come from
+    model          the network
+    loss           what is compared; runs of one loss share the learning rate that is chosen for it
+    learning_rate  in (0, inf)
+    seed           gives one generator for each purpose: `training.generator(purpose, seed)`
+    """
+
+    group: ClassVar[None] = None  # tasks are never trained together as one model
+
+    dataset: str
+    model: str
+    loss: str
+    learning_rate: float
+    seed: int = 0
+
+    def __post_init__(self):
+        check_range("learning_rate", self.learning_rate, "(0, inf)")
+        check_range("seed", self.seed, "[0, inf)")
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits of the configuration; a field at its default does not enter."""
+        return configuration_hash(self)
+
+    def run(self, device: torch.device) -> dict[str, object]:
+        """Carry it out and return the results, columns of the row: numbers, strings, lists of numbers.
+
+        status            "diverged" where a loss turned NaN or infinite; left out, it is "done"
+        validation_score  by which learning rates are chosen, on data held out of the training data; higher is better
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a profile asks for.
+
+    grid    the runs, every seed of every setting; their learning rate is replaced where there is tuning
+    tuning  the same budget of learning rates for each loss, with the seed `sweep.TUNING_SEED`; empty for none
+    """
+
+    grid: tuple[Task, ...]
+    tuning: tuple[Task, ...] = ()
+
+
+def row(task: Task) -> dict[str, object]:
+    """Run a task and return its row: the configuration, results, wall time of all of `run`, and provenance."""
+    device = default_device()
+    begin = time.perf_counter()
+    with arithmetic("exact", device):
+        found = task.run(device)
+    seconds = time.perf_counter() - begin
+    return {
+        "hash": task.hash,
+        **asdict(task),
+        "status": "done",
+        **found,
+        "seconds": seconds,
+        **provenance(device),
+    }
