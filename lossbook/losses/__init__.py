@@ -9,11 +9,13 @@ from lossbook.losses.likelihood import (
     kl_divergence,
     label_smoothing,
 )
+from lossbook.losses.ranking import average_precision_hinge, ndcg_hinge
 from lossbook.losses.robust import gce, js, nce_rce, sce
 from lossbook.losses.scoring import brier, mae, rps
 from lossbook.losses.spectral import fourier, fourier_distance
 
 __all__ = [
+    "average_precision_hinge",
     "bootstrap_hard",
     "bootstrap_soft",
     "brier",
@@ -32,6 +34,7 @@ __all__ = [
     "mae",
     "names",
     "nce_rce",
+    "ndcg_hinge",
     "parse",
     "rps",
     "sce",
