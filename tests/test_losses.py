@@ -68,6 +68,7 @@ BOUNDS = {
     "gce": ("[0, 1/q]", 1 / 0.7),
     "js": ("[0, H(π)/Z]", JS_MAXIMUM),
     "nce_rce": ("[0, α + 9.21 β]", 1 + LARGE),
+    "rooted_bounded": ("[0, m]", 3),
     "fourier": (
         "[0, max over two labels]",
         2,
@@ -442,6 +443,8 @@ SCALES = {
     "gce(q=0.5)": lambda C: C**-0.5,
     "sce(alpha=0.1, beta=2)": lambda C: 0.1 + 2 * LARGE / C,
     "fourier(s=0)": lambda C: 2 / C,
+    "rooted_logistic(k=2)": lambda C: C**0.5,
+    "rooted_bounded(k=2, m=6)": lambda C: 3 * C**-0.5,
 }
 
 

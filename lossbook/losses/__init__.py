@@ -11,6 +11,13 @@ from lossbook.losses.likelihood import (
 )
 from lossbook.losses.ranking import average_precision_hinge, ndcg_hinge
 from lossbook.losses.robust import gce, js, nce_rce, sce
+from lossbook.losses.rooted import (
+    calibration_factor,
+    rooted_bounded,
+    rooted_bounded_binary,
+    rooted_logistic,
+    rooted_logistic_binary,
+)
 from lossbook.losses.scoring import brier, mae, rps
 from lossbook.losses.spectral import fourier, fourier_distance
 
@@ -19,6 +26,7 @@ __all__ = [
     "bootstrap_hard",
     "bootstrap_soft",
     "brier",
+    "calibration_factor",
     "catalogue",
     "create",
     "cross_entropy",
@@ -36,6 +44,10 @@ __all__ = [
     "nce_rce",
     "ndcg_hinge",
     "parse",
+    "rooted_bounded",
+    "rooted_bounded_binary",
+    "rooted_logistic",
+    "rooted_logistic_binary",
     "rps",
     "sce",
 ]
