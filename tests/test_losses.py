@@ -60,8 +60,14 @@ def gradient(function, z):
 
 EXTREME = torch.tensor(list(itertools.product([-1e4, 0.0, 1e4], repeat=4)))
 JS_MAXIMUM = (0.7 * math.log(0.7) + 0.3 * math.log(0.3)) / (0.3 * math.log(0.3))
-# The documented range and the number it stands for at the defaults with 4 classes.
+# The documented range, unless it is [0, inf), and its upper end at the defaults with 4 classes.
 BOUNDS = {
+    "poisson": ("[1/C, inf)", math.inf),
+    "huber": ("[0, 1/C]", 1 / 4),
+    "log_cosh": ("[0, 2 ln cosh(1) / C]", math.log(math.cosh(1)) / 2),
+    "hinge": ("[1 - 1/C, 1 + 1/C]", 5 / 4),
+    "squared_hinge": ("[1 - 1/C, 1 + 3/C]", 7 / 4),
+    "categorical_hinge": ("[0, 2]", 2),
     "brier": ("[0, 2]", 2),
     "mae": ("[0, 2]", 2),
     "rps": ("[0, C - 1]", 3),
@@ -97,13 +103,14 @@ def test_documented_range(name):
     values = torch.cat([every_label(name, EXTREME.double()).flatten(), of(name)(*sample(2000, 4)[::2])])
     assert values.min() >= -1e-12
     documented = " ".join(of(name).__doc__.split())
-    if losses.lookup(name).bounded:
-        text, bound = BOUNDS[name]
-        assert f"range {text}" in documented
+    text, bound = BOUNDS.get(name, ("[0, inf)", math.inf))
+    assert f"range {text}" in documented
+    assert losses.lookup(name).bounded == (bound < math.inf)
+    if bound < math.inf:
         assert values.max().item() == pytest.approx(bound, rel=1e-4)
         assert values.max() <= bound * (1 + 1e-12)
     else:
-        assert "range [0, inf)" in documented and values.max() > 1e3
+        assert values.max() > 1e3
 
 
 @EACH
@@ -175,7 +182,7 @@ def test_not_proper(name):
         return every_label(name, z[None])[0] @ q
 
     slope = gradient(risk, q.log())
-    assert risk(q.log() - 0.1 * slope) < risk(q.log()) - 1e-6
+    assert risk(q.log() - 0.1 * slope) < risk(q.log()) - 1e-9
 
 
 @EACH
@@ -338,6 +345,113 @@ def test_sums_over_the_labels():
         torch.testing.assert_close(every_label(name, z).sum(1), torch.full((50,), total).double())
 
 
+# --- implementations of one divergence -----------------------------------------------------------------------
+
+DIVERGENCES = {
+    "class_reduction='mean'": dict(class_reduction="mean"),
+    "clip": dict(clip=1e-7),
+    "reverse": dict(clip=1e-7, direction="reverse"),
+    "probabilities": dict(domain="probabilities"),
+    "logits": dict(domain="logits"),
+    "all": dict(class_reduction="mean", clip=1e-3, direction="reverse"),
+}
+EACH_DIVERGENCE = pytest.mark.parametrize("hyper", DIVERGENCES.values(), ids=DIVERGENCES)
+
+
+def keras_divergence(y, p, clip):
+    """As Keras 2 has it, on probabilities."""
+    y, p = y.clamp(clip, 1), p.clamp(clip, 1)
+    return (y * (y / p).log()).sum(-1)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, classes=st.integers(2, 12))
+def test_divergences_against_their_definitions_and_torch(seed, classes):
+    z, labels, soft = sample(6, classes, seed, scale=8.0)  # some p_k below the clip
+    p = torch.softmax(z, -1)
+    for target, y in ((labels, one_hot(labels, classes)), (soft, soft)):
+        for domain, given_to_torch in (("log_probabilities", p.log()), ("probabilities", p), ("logits", z)):
+            theirs = F.kl_div(given_to_torch, y, reduction="none")
+            for reduction, value in (("sum", theirs.sum(1)), ("mean", theirs.mean(1))):
+                ours = losses.kl_divergence(z, target, domain=domain, class_reduction=reduction)
+                torch.testing.assert_close(ours, value, rtol=1e-10, atol=1e-10)
+        forward = losses.kl_divergence(z, target, clip=1e-4)
+        torch.testing.assert_close(forward, keras_divergence(y, p, 1e-4), rtol=1e-10, atol=1e-10)
+        reverse = losses.kl_divergence(z, target, clip=1e-4, direction="reverse")
+        torch.testing.assert_close(reverse, keras_divergence(p, y, 1e-4), rtol=1e-10, atol=1e-10)
+
+
+@EACH_DIVERGENCE
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_divergences_are_finite_at_large_logits(hyper, dtype):
+    for target in (torch.arange(4).repeat(81)[: len(EXTREME)], sample(len(EXTREME), 4)[2]):
+        for options in (hyper, hyper | {"clip": 1e-300} if "clip" in hyper else hyper):
+            z = EXTREME.to(dtype).clone().requires_grad_()
+            value = losses.kl_divergence(z, target, **options)
+            value.sum().backward()
+            assert value.isfinite().all() and z.grad.isfinite().all()
+
+
+@EACH_DIVERGENCE
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_divergences_differentiate_compile_and_vmap(hyper):
+    z, labels, soft = sample(4, 5)
+
+    def both(z, labels, soft):
+        return losses.kl_divergence(z, labels, **hyper) + losses.kl_divergence(z, soft, **hyper)
+
+    assert gradgradcheck(lambda z: both(z, labels, soft), z.clone().requires_grad_())
+    torch._dynamo.reset()
+    value = both(z, labels, soft)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")(z, labels, soft)
+    torch.testing.assert_close(compiled, value, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.func.vmap(both)(z, labels, soft), value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_clip_is_deaf_to_outliers():
+    """At p_y = 4e-8 cross-entropy pulls with full force, the clipped divergence not at all."""
+    z, labels = torch.tensor([[0.0, 17, 0]], dtype=torch.float64), torch.tensor([0])
+    assert gradient(lambda z: losses.cross_entropy(z, labels), z)[0, 0] == pytest.approx(-1, abs=1e-7)
+    assert gradient(lambda z: losses.kl_divergence(z, labels, clip=1e-7), z)[0, 0].abs() < 2e-7
+    weakened = gradient(lambda z: losses.poisson(z, labels, epsilon=1e-7), z)[0, 0]
+    assert weakened.item() == pytest.approx(-(1 / 3) / (1 + 1e-7 * math.exp(17)), rel=1e-6)
+
+
+# --- classes of equivalent losses ----------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, classes=st.integers(2, 12), delta=st.floats(1, 100), small=st.floats(0.01, 0.99))
+def test_losses_on_probabilities_from_their_definitions(seed, classes, delta, small):
+    z, labels, soft = sample(6, classes, seed)
+    p = torch.softmax(z, -1)
+
+    def same(one, other):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+    for target, y in ((labels, one_hot(labels, classes)), (soft, soft)):
+        sign = 2 * y - 1
+        same(losses.poisson(z, target, epsilon=1e-3), (p - y * (p + 1e-3).log()).mean(1))
+        same(losses.hinge(z, target), (1 - sign * p).clamp_min(0).mean(1))
+        same(losses.squared_hinge(z, target), (1 - sign * p).clamp_min(0).square().mean(1))
+        other, own = ((1 - y) * p).amax(1), (y * p).sum(1)
+        same(losses.categorical_hinge(z, target), (1 + other - own).clamp_min(0))
+        same(losses.log_cosh(z, target), torch.cosh(p - y).log().mean(1))
+        expected = F.huber_loss(p, y, reduction="none", delta=small).mean(1)
+        same(losses.huber(z, target, delta=small), expected)
+        # the classes: Poisson and cross-entropy, Huber and Brier, hinge and the absolute error
+        same(losses.poisson(z, target), (1 + losses.cross_entropy(z, target)) / classes)
+        same(losses.huber(z, target, delta=delta), losses.brier(z, target) / (2 * classes))
+    same(losses.hinge(z, labels), losses.mae(z, labels) / classes + 1 - 1 / classes)
+
+
+def test_the_minimiser_of_the_squared_hinge_exaggerates():
+    """Under label probabilities q it is 2 q - 1/C, as long as that is positive."""
+    q = torch.tensor([0.45, 0.35, 0.2], dtype=torch.float64)
+    slope = gradient(lambda z: every_label("squared_hinge", z[None])[0] @ q, (2 * q - 1 / 3).log())
+    assert slope.abs().max() < 1e-12
+
+
 # --- defects of published code, each of which must not come back ---------------------------------------------
 
 
@@ -445,6 +559,19 @@ SCALES = {
     "fourier(s=0)": lambda C: 2 / C,
     "rooted_logistic(k=2)": lambda C: C**0.5,
     "rooted_bounded(k=2, m=6)": lambda C: 3 * C**-0.5,
+    "kl_divergence(class_reduction='mean')": lambda C: 1 / C,
+    "kl_divergence(clip=1e-7)": lambda C: 1 - 1e-7,
+    "kl_divergence(clip=1e-7, direction='reverse')": lambda C: math.log(1e7) / C,
+    "kl_divergence(domain='probabilities')": lambda C: 1 / C,
+    "kl_divergence(domain='logits')": lambda C: (1 - 1 / C) ** -0.5,
+    "poisson": lambda C: 1 / C,
+    "poisson(epsilon=1e-7)": lambda C: 1 / C / (1 + C * 1e-7),
+    "huber": lambda C: 1 / C**2,
+    "huber(delta=0.01)": lambda C: 0.02 / C**2,
+    "log_cosh": lambda C: (math.tanh(1 / C) + math.tanh(1 - 1 / C)) / C**2,
+    "hinge": lambda C: 2 / C**2,
+    "squared_hinge": lambda C: 4 / C**2,
+    "categorical_hinge": lambda C: 1 / (C - 1),  # at the kink, the mean over the classes that tie
 }
 
 
@@ -521,6 +648,11 @@ def test_hyper_parameters_out_of_range_are_refused(name):
         ({"name": "fourier", "placement": [float(i) for i in range(10)]}, "10 points"),
         ({"name": "fourier", "placement": 3}, "10 points"),
         ({"name": "fourier", "placement": "hypercube", "num_classes": 20}, "16"),
+        ({"name": "kl_divergence", "direction": "backward"}, "forward"),
+        ({"name": "kl_divergence", "direction": "reverse"}, "clip=1e-7"),
+        ({"name": "kl_divergence", "domain": "logit"}, "'logits'"),
+        ({"name": "kl_divergence", "domain": "logits", "clip": 1e-7}, "clip=0"),
+        ({"name": "kl_divergence", "class_reduction": "batchmean"}, "sum"),
         ({"name": "brier", "num_classes": 1}, "at least 2"),
         ({"name": "brier", "num_classes": 2.0}, "integer"),
         ({"name": "brier", "reduction": "avg"}, "mean"),

@@ -9,6 +9,7 @@ from lossbook.losses.likelihood import (
     kl_divergence,
     label_smoothing,
 )
+from lossbook.losses.pointwise import categorical_hinge, hinge, huber, log_cosh, poisson, squared_hinge
 from lossbook.losses.ranking import average_precision_hinge, ndcg_hinge
 from lossbook.losses.robust import gce, js, nce_rce, sce
 from lossbook.losses.rooted import (
@@ -28,6 +29,7 @@ __all__ = [
     "brier",
     "calibration_factor",
     "catalogue",
+    "categorical_hinge",
     "create",
     "cross_entropy",
     "focal",
@@ -35,19 +37,24 @@ __all__ = [
     "fourier_distance",
     "gce",
     "gradient_scale",
+    "hinge",
+    "huber",
     "js",
     "kl_divergence",
     "label_smoothing",
+    "log_cosh",
     "lookup",
     "mae",
     "names",
     "nce_rce",
     "ndcg_hinge",
     "parse",
+    "poisson",
     "rooted_bounded",
     "rooted_bounded_binary",
     "rooted_logistic",
     "rooted_logistic_binary",
     "rps",
     "sce",
+    "squared_hinge",
 ]

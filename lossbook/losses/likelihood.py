@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from lossbook.losses._registry import expected, register
+from lossbook.checks import check_name
+from lossbook.losses._registry import distribution, expected, register
 
 
 @register(
@@ -25,22 +28,65 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -expected(torch.log_softmax(logits, -1), target)
 
 
+# What the first argument of the divergence is taken for. Only the first is right; the others are common slips.
+DOMAINS = {"log_probabilities": torch.log_softmax, "probabilities": torch.softmax, "logits": lambda z, dim: z}
+
+
 @register(
     proper=True,
     symmetric=False,
     bounded=False,
     convex=True,
     smooth=True,
-    source="study (arXiv 2210.16003), by name",
+    source="study (arXiv 2210.16003), by name; options as in PyTorch and Keras",
+    ranges={"clip": "[0, 1)"},
 )
-def kl_divergence(logits: Tensor, target: Tensor) -> Tensor:
+def kl_divergence(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    class_reduction: str = "sum",
+    clip: float = 0.0,
+    direction: str = "forward",
+    domain: str = "log_probabilities",
+) -> Tensor:
     """Σ_k y_k (ln y_k - ln p_k), with 0 ln 0 = 0
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
     Cross-entropy less the entropy of y: the gradient in z is the same p - y, and on indices it *is* cross-entropy.
+
+    The options are the ways in which implementations differ. At the defaults none of them acts.
+
+    class_reduction  "mean" divides by C, as PyTorch's default reduction does: gradient (p - y) / C
+    clip             both p and y are raised to at least this, in Keras 1e-7: bounded by -ln(clip), not convex, and
+                     for a class y no gradient pulls at an example with p_y < clip
+    direction        "reverse" is Σ_k p_k (ln p_k - ln y_k), infinite on a class label and so refused without a clip
+    domain           what is put for ln p: "probabilities" puts p, which makes -p_y of a class label, half of `mae`
+                     less 1; "logits" puts z, which makes -z_y: linear, without a lower bound, no softmax in it
     """
-    divergence = -expected(torch.log_softmax(logits, -1), target)
-    return divergence + torch.xlogy(target, target).sum(-1) if target.is_floating_point() else divergence
+    check_name("class_reduction", class_reduction, ("sum", "mean"))
+    check_name("direction", direction, ("forward", "reverse"))
+    check_name("domain", domain, DOMAINS)
+    if direction == "reverse" and not clip:
+        raise ValueError(
+            f"kl_divergence: direction='reverse' with clip={clip!r} was given; it is infinite wherever the label has a "
+            "zero; allowed: a clip above 0, such as clip=1e-7"
+        )
+    if clip and domain != "log_probabilities":
+        raise ValueError(
+            f"kl_divergence: clip={clip!r} with domain={domain!r} was given; only probabilities can be clipped; "
+            "allowed: clip=0 or domain='log_probabilities'"
+        )
+    if clip:
+        log_p = torch.log_softmax(logits, -1).clamp_min(math.log(clip))
+        log_y = torch.log(distribution(target, logits)).clamp_min(math.log(clip))
+        weight = log_y.exp() if direction == "forward" else -log_p.exp()
+        divergence = (weight * (log_y - log_p)).sum(-1)
+    else:
+        divergence = -expected(DOMAINS[domain](logits, -1), target)
+        if target.is_floating_point():
+            divergence = divergence + torch.xlogy(target, target).sum(-1)
+    return divergence if class_reduction == "sum" else divergence / logits.shape[-1]
 
 
 @register(
