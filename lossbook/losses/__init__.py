@@ -1,5 +1,6 @@
 """Losses as pure functions `(logits, target, *, hyper-parameters) -> Tensor[batch]`, and their catalogue."""
 
+from lossbook.losses import hypersphere
 from lossbook.losses._registry import catalogue, create, gradient_scale, lookup, names, parse
 from lossbook.losses.likelihood import (
     bootstrap_hard,
@@ -39,6 +40,7 @@ __all__ = [
     "gradient_scale",
     "hinge",
     "huber",
+    "hypersphere",
     "js",
     "kl_divergence",
     "label_smoothing",

@@ -1,0 +1,412 @@
+"""Losses on the hypersphere: where the classes sit, the terms, the heads, and the derivation against autograd."""
+
+import math
+
+import pytest
+import pytorch_metric_learning
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning import losses as metric_losses
+from torch.autograd import gradcheck, gradgradcheck
+
+from lossbook import losses, models
+from lossbook.losses import hypersphere
+
+EACH = pytest.mark.parametrize("name", list(hypersphere.HEADS))
+FIXED = ["pod", "squared_cosine", "fixed_etf", "pedcc", "am_softmax", "arcface", "sphereface"]
+seeds = st.integers(0, 2**32 - 1)
+
+
+def sample(batch=12, classes=5, dim=8, seed=0, scale=1.0):
+    """Features in float64, a class for each, and centroids."""
+    random = torch.Generator().manual_seed(seed)
+    z = scale * torch.randn(batch, dim, generator=random, dtype=torch.float64)
+    return z, torch.randint(classes, (batch,), generator=random), hypersphere.simplex_centroids(classes, dim, seed)
+
+
+def pairs(centroids):
+    """Cosines of all pairs of different centroids."""
+    return (centroids @ centroids.T)[~torch.eye(len(centroids), dtype=torch.bool)]
+
+
+# --- centroids -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("classes", "dim"), [(2, 1), (3, 2), (10, 9), (10, 256), (100, 512), (200, 199)])
+def test_simplex_centroids(classes, dim):
+    a = hypersphere.simplex_centroids(classes, dim, seed=3)
+    assert a.dtype == torch.float64 and a.shape == (classes, dim)
+    torch.testing.assert_close(pairs(a), torch.full_like(pairs(a), -1 / (classes - 1)), rtol=0, atol=1e-14)
+    torch.testing.assert_close(a.norm(dim=1), torch.ones(classes, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert a.sum(0).abs().max() < 1e-13
+    tight = a.T @ a * (classes - 1) / classes  # the projector on the span
+    torch.testing.assert_close(tight @ tight, tight, rtol=0, atol=1e-13)
+    assert tight.trace().item() == pytest.approx(classes - 1)
+    assert torch.equal(a, hypersphere.simplex_centroids(classes, dim, seed=3))
+    assert not torch.allclose(a, hypersphere.simplex_centroids(classes, dim, seed=4))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, classes=st.integers(2, 12), dim=st.integers(1, 12))
+def test_no_points_are_further_apart_than_a_simplex(seed, classes, dim):
+    """The largest cosine of C unit vectors is at least -1/(C - 1)."""
+    u = F.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    assert pairs(u).max() >= -1 / (classes - 1) - 1e-12
+
+
+def test_repulsion_finds_the_simplex_but_not_in_200_steps():
+    for classes, dim in ((3, 2), (10, 9), (10, 64)):
+        off = [
+            (pairs(hypersphere.repulsion_centroids(classes, dim, steps=steps)) + 1 / (classes - 1)).abs().max()
+            for steps in (0, 200, 1000)
+        ]
+        assert off[0] > 0.1 > off[1] > 1e-4 > 1e-5 > off[2]
+
+
+def test_repulsion_where_no_simplex_is_possible():
+    """Six points in space are an octahedron."""
+    u = hypersphere.repulsion_centroids(6, 3, steps=3000)
+    assert sorted(pairs(u).tolist()) == pytest.approx([-1.0] * 6 + [0.0] * 24, abs=1e-3)
+    torch.testing.assert_close(u.norm(dim=1), torch.ones(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: hypersphere.simplex_centroids(10, 8), "repulsion_centroids"),
+        (lambda: hypersphere.simplex_centroids(1, 8), "at least 2"),
+        (lambda: hypersphere.simplex_centroids(3, 2.0), "integer"),
+        (lambda: hypersphere.repulsion_centroids(3, 2, steps=-1), "steps"),
+        (lambda: hypersphere.head("pod", 10, 3), "centroids='repulsion'"),
+        (lambda: hypersphere.head("arcfase", 10, 16), "arcface"),
+        (lambda: hypersphere.head("pod(detla=0.1)", 10, 16), "delta"),
+        (lambda: hypersphere.head("pod(delta='grow')", 10, 16), "growing"),
+        (lambda: hypersphere.head("pod(delta=-1.0)", 10, 16), "delta"),
+        (lambda: hypersphere.head("pod(centroids='simplx')", 10, 16), "simplex"),
+        (lambda: hypersphere.head("pod(decorrelation=-1)", 10, 16), "decorrelation"),
+        (lambda: hypersphere.head("pedcc(power=0.5)", 10, 16), "power"),
+        (lambda: hypersphere.head("sphereface(margin=1.5)", 10, 16), "integer"),
+        (lambda: hypersphere.head("cross_entropy", 10, 0), "at least 1"),
+        (lambda: hypersphere.scheduled_delta("gone", 1), "growing"),
+    ],
+)
+def test_refused(call, said):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert said in str(error.value)
+
+
+# --- terms ---------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, delta=st.floats(0, 10), scale=st.floats(0.1, 30))
+def test_norm_adaptive_cosine_from_its_definition(seed, delta, scale):
+    z, y, a = sample(seed=seed, scale=scale)
+    value = hypersphere.norm_adaptive_cosine(z, y, a, delta=delta)
+    expected = (1 - (z * a[y]).sum(1) / (z.square().sum(1) + delta**2).sqrt()) ** 2
+    torch.testing.assert_close(value, expected)
+    assert value.min() >= 0 and value.max() <= 4
+    if delta == 0:
+        torch.testing.assert_close(value, (hypersphere.direction(z) - a[y]).norm(dim=1) ** 4 / 4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=seeds, batch=st.integers(2, 40), dim=st.integers(4, 40), pull=st.floats(0, 3), delta=st.floats(0, 5))
+def test_decorrelation_and_its_bound(seed, batch, dim, pull, delta):
+    """Its definition; and at most 4/(D-1) (B/(B-1))² (1 - mean cosine)², itself at most that of the distance term."""
+    z, y, a = sample(batch, 5, dim, seed)
+    z = z + pull * a[y]
+    value = hypersphere.decorrelation(z, y, a)
+    e = F.normalize(z) - a[y]
+    S = sum(x.outer(x) for x in e) / (batch - 1)
+    torch.testing.assert_close(value, (S - S.diag().diag()).square().sum() / (dim - 1))
+    constant = 4 / (dim - 1) * (batch / (batch - 1)) ** 2
+    cosines = (F.normalize(z) * a[y]).sum(1)
+    middle = constant * (1 - cosines.mean()) ** 2
+    assert value <= middle * (1 + 1e-12) <= constant * hypersphere.norm_adaptive_cosine(z, y, a).mean() * (1 + 1e-9)
+    if cosines.min() >= 0:  # then delta only makes the distance term larger
+        assert middle <= constant * hypersphere.norm_adaptive_cosine(z, y, a, delta=delta).mean() * (1 + 1e-9)
+
+
+def test_decorrelation_is_nearly_as_large_as_its_bound():
+    """All errors equal, along (1, 1, ..., 1): S has rank one, and only its diagonal, a share 1/D, is missing."""
+    dim, batch = 64, 1000
+    a = torch.full((1, dim), dim**-0.5, dtype=torch.float64)
+    value = hypersphere.decorrelation(-a.expand(batch, -1), torch.zeros(batch, dtype=torch.long), a)
+    bound = 4 / (dim - 1) * (batch / (batch - 1)) ** 2 * 4
+    assert value.item() == pytest.approx(bound * (1 - 1 / dim))
+
+
+def test_decorrelation_of_collapsed_features_is_zero():
+    _, y, a = sample()
+    assert hypersphere.decorrelation(3 * a[y], y, a) < 1e-30
+    for z, target in ((a[:1], y[:1]), (a[0], y[0]), (a[:, :1], y[: len(a)])):
+        with pytest.raises(ValueError, match="at least 2"):
+            hypersphere.decorrelation(z, target, a[:, : z.shape[-1]])
+
+
+def test_deltas():
+    delta = hypersphere.scheduled_delta
+    assert [delta(name, 0, 7.0) for name in ("zero", "norm", "growing", 0.3)] == [0, 0.05, 0.05, 0.3]
+    assert [delta(name, 4, 7.0, 0.1) for name in ("zero", "norm", "growing", 0.3)] == [0, 7, pytest.approx(2.8), 0.3]
+
+
+def test_pod_measures_its_delta_over_an_epoch():
+    """The mean norm of the scores, over the examples of training and not of evaluation."""
+    head = hypersphere.head("pod(delta='growing', alpha=0.25)", 5, 8)
+    z, y, _ = sample(30)
+    head(z[:20], y[:20])
+    head(z[20:], y[20:])
+    head.eval()(100 * z, y)
+    a = hypersphere.simplex_centroids(5, 8)
+    norm = math.sqrt(5 / 4) * (z @ torch.linalg.pinv(a, rtol=1e-9) @ a).norm(dim=1)
+    for epoch in (1, 2):
+        head.train().end_epoch()
+        assert head.delta == pytest.approx(0.25 * epoch * norm.mean().item(), rel=1e-5)
+        head(z, y)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds)
+def test_decision_rule(seed):
+    """Largest product, largest cosine and nearest centroid are one decision."""
+    z, _, a = sample(50, seed=seed)
+    chosen = hypersphere.nearest_centroid(z, a)
+    assert torch.equal(chosen, torch.cdist(z, a).argmin(1))
+    assert torch.equal(chosen, F.cosine_similarity(z[:, None], a[None], dim=2).argmax(1))
+
+
+def test_complement_entropy():
+    """Of equal wrong probabilities it is ln(C - 1)/(C - 1); and what Chen et al. define."""
+    z, y, _ = sample(20, 5, 5)
+    p = torch.softmax(z, 1)
+    q = (p / (1 - p.gather(1, y[:, None]))).scatter(1, y[:, None], 0)
+    torch.testing.assert_close(hypersphere.complement_entropy(z, y), torch.special.entr(q).sum(1) / 4)
+    even = hypersphere.complement_entropy(F.one_hot(y, 5).double() * 3, y)
+    torch.testing.assert_close(even, torch.full_like(even, math.log(4) / 4))
+
+
+# --- heads ---------------------------------------------------------------------------------------------------
+
+
+@EACH
+def test_head_trains_on_a_backbone(name):
+    """A few steps on any network of the project lower the loss, and the decision follows the labels."""
+    random = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(32, 1, 8, 8, generator=random), torch.arange(32) % 4
+    backbone, head = models.create("cnn_small", (1, 8, 8), num_classes=16), hypersphere.head(name, 4, 16)
+    optimiser = torch.optim.Adam([*backbone.parameters(), *head.parameters()], lr=3e-3)
+    history = []
+    for _ in range(40):
+        optimiser.zero_grad()
+        value = head(backbone(images), labels)
+        value.backward()
+        optimiser.step()
+        history.append(value.item())
+    assert value.shape == () and history[-1] < 0.7 * history[0]
+    assert (head.predict(backbone(images)) == labels).float().mean() > 0.9
+    assert head.logits(backbone(images)).shape == (32, 4)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.filterwarnings("ignore:An output with one or more elements")
+def test_finite_at_every_feature(name, dtype):
+    """Large, small, zero, exactly at a centroid or against it: value and gradient are finite."""
+    head = hypersphere.head(name, 4, 6)
+    vectors = head.class_vectors().detach()
+    random = torch.Generator().manual_seed(1)
+    for scale in (0.0, 1e-2 if dtype == torch.float16 else 1e-6, 1.0, 1e4):
+        for direction in (torch.randn(4, 6, generator=random), vectors, -vectors, torch.eye(6)[:4]):
+            z = (scale * direction).to(dtype).requires_grad_()
+            value = head(z, torch.arange(4))
+            value.backward()
+            assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert value.isfinite() and z.grad.isfinite().all() and z.grad.dtype == dtype
+            assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+
+
+@EACH
+def test_autocast_changes_nothing(name):
+    z, y, _ = sample()
+    outside, inside = hypersphere.head(name, 5, 8), hypersphere.head(name, 5, 8)
+    expected, scores = outside(z.float(), y), outside.logits(z.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(inside(z.float(), y), expected) and torch.equal(inside.logits(z.float()), scores)
+
+
+@EACH
+def test_gradients_against_finite_differences(name):
+    z, y, _ = sample(6, scale=2.0)
+    head = hypersphere.head(name, 5, 8).double().eval()
+    assert gradcheck(lambda z: head(z, y), z.requires_grad_())
+    assert gradgradcheck(lambda z: head(z, y), z.requires_grad_())
+
+
+@EACH
+def test_wrong_input_is_refused(name):
+    head = hypersphere.head(name, 5, 8)
+    z, y, _ = sample()
+    for features, target in (
+        (z[:, :7], y), (z, y[:3]), (z, y.double()), (z.long(), y), (z[0], y[0]), (z[:0], y[:0]), (z, y[:, None]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="allowed"):
+            head(features, target)
+    for wrong in (5, -1, -100):
+        with pytest.raises((IndexError, RuntimeError)):
+            head(z, torch.full_like(y, wrong))
+
+
+@EACH
+def test_seeds_and_learned_vectors(name):
+    """The same seed gives the same head; global random numbers are left alone; fixed centroids do not learn."""
+    before = torch.get_rng_state()
+    one, same, other = (hypersphere.head(name, 5, 8, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.class_vectors(), same.class_vectors())
+    assert not torch.allclose(one.class_vectors(), other.class_vectors())
+    fixed = name in ("pod", "squared_cosine", "fixed_etf", "pedcc")
+    assert fixed == (sum(p.numel() for p in one.parameters()) == 0)
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("centroids", hypersphere.CENTROIDS)
+def test_class_vectors_are_fixed_or_learned(name, centroids):
+    head = hypersphere.head(f"{name}(centroids={centroids!r})", 5, 8)
+    assert (sum(p.numel() for p in head.parameters()) > 0) == (centroids == "learned")
+    torch.testing.assert_close(head.class_vectors().norm(dim=1), torch.ones(5))
+    if centroids == "simplex":
+        torch.testing.assert_close(head.class_vectors(), hypersphere.simplex_centroids(5, 8).float())
+
+
+def test_learned_centroids_collapse():
+    """Nothing in the squared cosine keeps class vectors apart: learned ones meet, and the loss is zero."""
+    z, y, _ = sample(200)
+    head = hypersphere.head("squared_cosine(centroids='learned')", 5, 8)
+    shift = torch.zeros(8, requires_grad=True)
+    optimiser = torch.optim.Adam([shift, *head.parameters()], lr=0.1)
+    for _ in range(300):
+        optimiser.zero_grad()
+        value = head(z.float() + shift, y)
+        value.backward()
+        optimiser.step()
+    assert value < 2e-3 and pairs(head.class_vectors().detach()).min() > 0.99
+
+
+# --- against pytorch-metric-learning, and other closed forms ----------------------------------------------------
+
+
+def library(name, **arguments):
+    return getattr(metric_losses, name)(num_classes=5, embedding_size=8, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "arguments"),
+    [
+        ("am_softmax", "CosFaceLoss", {"scale": 30, "margin": 0.35}),
+        ("am_softmax(scale=64.0)", "CosFaceLoss", {}),
+        ("arcface", "ArcFaceLoss", {}),
+        ("arcface(margin=2.0, scale=5.0)", "ArcFaceLoss", {"margin": 2.0, "scale": 5}),
+        ("sphereface(annealing=False)", "SphereFaceLoss", {}),
+        ("sphereface(annealing=False, margin=3)", "SphereFaceLoss", {"margin": 3}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # of the library, under NumPy 2
+def test_margin_losses_equal_pytorch_metric_learning(spec, name, arguments):
+    """Value and gradients. The library's margin of ArcFace is in degrees before version 3, in radians from there."""
+    in_degrees = int(pytorch_metric_learning.__version__.split(".")[0]) < 3
+    if name == "ArcFaceLoss":
+        radians = arguments.get("margin", 0.5)
+        theirs = library(name, **arguments | {"margin": math.degrees(radians) if in_degrees else radians})
+        assert theirs.margin == pytest.approx(radians)
+    else:
+        theirs = library(name, **arguments)
+    ours = hypersphere.head(spec, 5, 8).double()
+    theirs = theirs.double()
+    theirs.W.data = ours.class_vectors().detach().T.clone()
+    z, y, _ = sample(40)
+    values, gradients = [], []
+    for loss in (ours, theirs):
+        x = z.clone().requires_grad_()
+        values.append(loss(x, y))
+        gradients.append(torch.autograd.grad(values[-1], x)[0])
+    torch.testing.assert_close(*values, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+def test_a_margin_in_degrees_is_not_one_in_radians():
+    """The trap: margin=0.5 means half a degree to version 2 of the library, and next to no margin."""
+    if int(pytorch_metric_learning.__version__.split(".")[0]) < 3:
+        assert library("ArcFaceLoss", margin=0.5).margin == pytest.approx(math.radians(0.5))
+
+
+def test_annealing_of_sphereface():
+    """At first nearly plain, in the end a sixth of psi; only training counts."""
+    z, y, _ = sample()
+    head, plain = (hypersphere.head(f"sphereface(margin={m})", 5, 8) for m in (4, 1))
+    first = head(z, y) - plain(z, y)
+    head.eval()(z, y)
+    assert head.steps == 1
+    head.steps = 10**6
+    last = head(z, y) - plain(z, y)
+    assert 0 < first < 0.02 * last
+
+
+def test_center_loss_moves_its_centres():
+    head = hypersphere.head("center(weight=0.5, rate=0.5)", 5, 8)
+    z, _, _ = sample(6)
+    y = torch.tensor([0, 0, 0, 1, 1, 2])
+    plain = losses.cross_entropy(head.logits(z), y).mean()
+    centres = head.centres.clone()
+    assert (head(z, y) - plain).item() == pytest.approx(0.25 * z.square().sum(1).mean().item(), rel=1e-5)
+    for j, members in enumerate((z[:3], z[3:5], z[5:], z[:0], z[:0])):
+        moved = centres[j] + 0.5 * (members - centres[j]).sum(0) / (1 + len(members))
+        torch.testing.assert_close(head.centres[j], moved.float())
+    moved = head.centres.clone()
+    head.eval()(z, y)
+    assert torch.equal(head.centres, moved)
+
+
+def test_pedcc_pod_and_cot_are_what_they_add_up():
+    z, y, _ = sample()
+    pedcc, plain = (hypersphere.head(spec, 5, 8) for spec in ("pedcc(power=2.0, weight=3.0)", "pedcc(weight=0.0)"))
+    a = pedcc.class_vectors().double()
+    square = (F.normalize(z) - a[y]).square().sum(1).mean()
+    torch.testing.assert_close(pedcc(z, y) - plain(z, y), 3 * square**2)
+    cosines = F.normalize(z) @ a.T - 0.35 * F.one_hot(y, 5)
+    torch.testing.assert_close(plain(z, y), F.cross_entropy(7.5 * cosines, y))
+    pod = hypersphere.head("pod(delta=0.7, decorrelation=100.0)", 5, 8)
+    parts = hypersphere.norm_adaptive_cosine(z, y, a, delta=0.7).mean(), hypersphere.decorrelation(z, y, a)
+    torch.testing.assert_close(pod(z, y), parts[0] + 100 * parts[1])
+    bare, squared = (hypersphere.head(s, 5, 8) for s in ("pod(delta='zero', decorrelation=0.0)", "squared_cosine"))
+    assert torch.equal(bare(z, y), squared(z, y))
+    cot, plain = (hypersphere.head(s, 5, 8) for s in ("cot", "cross_entropy"))
+    torch.testing.assert_close(cot(z, y), plain(z, y) - hypersphere.complement_entropy(plain.logits(z), y).mean())
+
+
+def test_scale_of_fixed_logits():
+    """At perfect alignment p_y = 0.99 needs s = (C-1)/C ln(99 (C-1)), and s = 1 cannot get below 1.377."""
+    for classes, scale, value in ((10, 0.9 * math.log(891), -math.log(0.99)), (10, 1.0, 1.377)):
+        head = hypersphere.head(f"fixed_etf(scale={scale})", classes, 16)
+        assert head(head.class_vectors(), torch.arange(classes)).item() == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_terms_compiled_and_vmapped():
+    z, y, a = sample()
+
+    def both(z, y):
+        return hypersphere.norm_adaptive_cosine(z, y, a, delta=0.3), hypersphere.centroid_distance(z, y, a)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")(z, y)
+    vmapped = torch.func.vmap(both)(z, y)
+    for eager, one, other in zip(both(z, y), compiled, vmapped, strict=True):
+        torch.testing.assert_close(one, eager)
+        torch.testing.assert_close(other, eager)
+    torch._dynamo.reset()
+    compiled = torch.compile(hypersphere.decorrelation, fullgraph=True, backend="aot_eager")(z, y, a)
+    torch.testing.assert_close(compiled, hypersphere.decorrelation(z, y, a))
