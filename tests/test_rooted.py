@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossbook import losses
+from lossbook.losses.rooted import rooted
 
 ks = st.floats(0.6, 30)
 seeds = st.integers(0, 2**32 - 1)
@@ -91,6 +92,18 @@ def test_beyond_the_cap_the_loss_is_its_tangent(k):
     assert first[0].item() == pytest.approx(first[1].item(), rel=1e-5)
     far = slope(lambda u: CONVEX(u, k=k), torch.tensor([-500.0]).double())
     assert far.item() == pytest.approx(-math.exp(10), rel=1e-9)
+    surprise = torch.tensor(10 * k).double()
+    assert slope(lambda s: rooted(s, k), surprise).item() == pytest.approx(math.exp(10), rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [1.0, 3.0, 20.0])
+def test_gradients_in_float32_have_the_digits_of_float32(k):
+    """The tangent beyond the cap adds nothing below it, not even a rounding of e^10."""
+    u = margins(-9, 20)
+    for function in (CONVEX, BOUNDED):
+        exact = slope(lambda u, f=function: f(u, k=k), u)
+        rounded = slope(lambda u, f=function: f(u, k=k), u.float())
+        torch.testing.assert_close(rounded.double(), exact, rtol=2e-6, atol=0)
 
 
 # --- closed forms, identities, limits ------------------------------------------------------------------------

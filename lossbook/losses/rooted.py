@@ -22,8 +22,12 @@ CAP = 10.0  # of cross-entropy / k; e^10 = 22026 is a gradient that still fits i
 
 def rooted(surprise: Tensor, k: float) -> Tensor:
     """k (e^{s/k} - 1) for a surprise s = -ln p >= 0, and beyond s = CAP k its tangent; exact for large k, too."""
-    curved = surprise.clamp_max(CAP * k)
-    return k * torch.expm1(curved / k) + math.exp(CAP) * (surprise - curved)
+    corner = CAP * k
+    beyond = surprise > corner
+    curved = torch.where(beyond, corner, surprise)
+    # surprise - curved would do here, but of its gradient e^10 - e^10 the rounding would stay below the corner
+    straight = torch.where(beyond, surprise - corner, 0.0)
+    return k * torch.expm1(curved / k) + math.exp(CAP) * straight
 
 
 @register(
