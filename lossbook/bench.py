@@ -477,7 +477,7 @@ def stacking(device: torch.device | str = "cpu", quick: bool = False) -> pandas.
             training.train(configs[0], device)
             one = min(training.train(configs[0], device)["seconds"] for _ in range(1 if quick else 2))
             for together in (n for n in (2, 4, 8, 16, 32, 64) if n <= len(configs)):
-                values = together * batch_size * math.prod(data.SETS[dataset].image)
+                values = together * batch_size * math.prod(data.spec(dataset).image)
                 rows.append({
                     "what": "stacked", "against": "one at a time", "dataset": dataset, "mode": mode,
                     "batch": batch_size, "together": together, "values": values,

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--seeds", nargs="+", type=int, default=[])
     run.add_argument("--epochs", type=int, default=0)
     run.add_argument("--learning-rates", nargs="+", type=float, default=[], help="one alone is used without tuning")
+    run.add_argument("--variant", nargs="+", default=[], help="parts of the experiment, such as 'sgd tuned'")
     run.add_argument("--out", default="", help="folder of the rows (default data/runs)")
     run.add_argument("--workers", type=int, default=None, help="processes on the CPU (default: one a core)")
     run.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would end later than this")
@@ -93,7 +94,7 @@ def _run(given) -> int:
     plans = [
         sweep.plan(given.experiment, dataset=dataset, model=model, variant=variant, **choices)
         for dataset, model in sweep.pairs(given.experiment, given.profile, given.dataset, given.model)
-        for variant in sweep.variants(given.experiment)
+        for variant in given.variant or sweep.variants(given.experiment)
     ]
     if given.plan:
         table = sweep.outlook(plans, given.workers)

@@ -2,7 +2,8 @@
 
 A set is one file, ``<root>/<name>.npz``, with the uint8 arrays ``x_train y_train x_test y_test``; images are
 NHW (grey) or NHWC (colour). ``root`` is the argument, else the environment variable ``LOSSBOOK_DATA``, else
-``data/`` of the project. ``digits`` comes with scikit-learn and needs no file.
+``data/`` of the project. ``digits`` comes with scikit-learn and needs no file, nor do the tables, sets of numbers
+in place of images.
 """
 
 import os
@@ -25,7 +26,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Spec:
-    """What a set must look like: the shape of an image (HW or HWC), its counts and its class names."""
+    """What a set must look like: the shape of an image (HW or HWC) or of a row, its counts and its class names."""
 
     image: tuple[int, ...]
     train: int
@@ -34,12 +35,14 @@ class Spec:
     torchvision: str | None  # the class of torchvision.datasets that downloads it
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """``(channels, height, width)`` of one image as a network sees it."""
+    def input_shape(self) -> tuple[int, ...]:
+        """``(channels, height, width)`` of one image as a network sees it, ``(features,)`` of a table."""
         return _channels_first(self.image)
 
 
-def _channels_first(image: tuple[int, ...]) -> tuple[int, int, int]:
+def _channels_first(image: tuple[int, ...]) -> tuple[int, ...]:
+    if len(image) == 1:
+        return image
     height, width, *channels = image
     return (channels[0] if channels else 1, height, width)
 
@@ -71,11 +74,20 @@ SETS = {
     "kmnist": Spec((28, 28), 60000, 10000, _KMNIST, "KMNIST"),
 }
 NAMES = tuple(SETS)
+# Tables that scikit-learn carries; float32 features.
+TABLES = {
+    "iris": Spec((4,), 100, 50, ("setosa", "versicolor", "virginica"), None),
+    "wine": Spec((13,), 118, 60, ("class_0", "class_1", "class_2"), None),
+    "breast_cancer": Spec((30,), 379, 190, ("malignant", "benign"), None),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A loaded set: uint8 images ``(n, height, width)`` or ``(n, height, width, 3)``, uint8 labels."""
+    """A loaded set: uint8 images ``(n, height, width)`` or ``(n, height, width, 3)``, uint8 labels.
+
+    A table has float32 rows ``(n, features)`` in place of images.
+    """
 
     name: str
     x_train: np.ndarray
@@ -89,8 +101,8 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """``(channels, height, width)`` of one image as a network sees it."""
+    def input_shape(self) -> tuple[int, ...]:
+        """``(channels, height, width)`` of one image as a network sees it, ``(features,)`` of a table."""
         return _channels_first(self.x_train.shape[1:])
 
 
@@ -110,22 +122,28 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
 
 def is_there(name: str) -> bool:
     """Whether a set can be loaded without a download."""
-    return name == "digits" or (data_root() / f"{name}.npz").is_file()
+    return spec(name).torchvision is None or (data_root() / f"{name}.npz").is_file()
+
+
+def spec(name: str) -> Spec:
+    """What a set or table looks like, without loading it; ValueError with the nearest name for an unknown one."""
+    check_name("data set", name, (*SETS, *TABLES))
+    return SETS[name] if name in SETS else TABLES[name]
 
 
 def load(name: str, root: str | os.PathLike | None = None) -> Dataset:
     """Load a set by name, downloading it first where its file is not there.
 
-    ``name`` is one of ``NAMES``; ``root`` is explained in ``data_root``. ValueError for an unknown name;
+    ``name`` is one of ``NAMES`` or ``TABLES``; ``root`` is explained in ``data_root``. ValueError for an unknown name;
     DataError for a damaged file, and for a missing one that cannot be downloaded.
     """
-    check_name("data set", name, NAMES)
-    if name == "digits":
-        arrays = _digits()
+    classes = spec(name).classes
+    if spec(name).torchvision is None:
+        arrays = _digits() if name == "digits" else _table(name)
     else:
         path = data_root(root) / f"{name}.npz"
         arrays = _read(name, path) if path.is_file() else _download(name, path)
-    return Dataset(name=name, class_names=SETS[name].classes, **arrays)
+    return Dataset(name=name, class_names=classes, **arrays)
 
 
 def _digits() -> dict[str, np.ndarray]:
@@ -136,6 +154,17 @@ def _digits() -> dict[str, np.ndarray]:
     x = np.rint(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     x_train, x_test, y_train, y_test = train_test_split(
         x, y.astype(np.uint8), test_size=SETS["digits"].test, stratify=y, random_state=0
+    )
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+def _table(name: str) -> dict[str, np.ndarray]:
+    import sklearn.datasets
+    from sklearn.model_selection import train_test_split
+
+    x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(
+        x.astype(np.float32), y.astype(np.uint8), test_size=TABLES[name].test, stratify=y, random_state=0
     )
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lossbook.checks import check_name
 
 
-def mlp(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Three hidden layers of 256 ReLUs: enough to memorise wrong labels within 15 epochs of MNIST."""
     widths = (math.prod(input_shape), 256, 256, 256)
     hidden = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
@@ -64,6 +64,23 @@ def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     model = torchvision.models.resnet18(num_classes=num_classes)
     model.conv1 = nn.Conv2d(input_shape[0], 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
+    return model
+
+
+def vit(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """torchvision's vision transformer, small: four layers of width 64 with four heads, on 49 or 64 patches."""
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    channels, size, _ = input_shape
+    patch = 4 if size >= 28 else 2
+    model = VisionTransformer(
+        size, patch, num_layers=4, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=num_classes
+    )
+    if channels != 3:
+        colour = model.conv_proj
+        model.conv_proj = nn.Conv2d(channels, 64, patch, stride=patch)
+        nn.init.trunc_normal_(model.conv_proj.weight, std=colour.weight.std().item() * math.sqrt(3 / channels))
+        nn.init.zeros_(model.conv_proj.bias)
     return model
 
 
@@ -144,7 +161,7 @@ class Stack(nn.Module):
         return torch.vmap(one)(dict(zip(self.names, self.values, strict=True)), images)
 
 
-MODELS = {"mlp": mlp, "cnn_small": cnn_small, "cnn8": cnn8, "resnet18": resnet18, "airbench": Airbench}
+MODELS = {"mlp": mlp, "cnn_small": cnn_small, "cnn8": cnn8, "resnet18": resnet18, "vit": vit, "airbench": Airbench}
 WIDE = ("cnn8", "resnet18", "airbench")  # of many channels
 STACKABLE = ("mlp",)  # stacked convolutions become grouped ones, which are slow
 
@@ -155,9 +172,14 @@ def lookup(name: str):
     return MODELS[name]
 
 
-def create(name: str, input_shape: tuple[int, int, int], num_classes: int, seed: int = 0) -> nn.Module:
-    """A network by name for images of input_shape (channels, height, width), initialised from seed alone."""
+def create(name: str, input_shape: tuple[int, ...], num_classes: int, seed: int = 0) -> nn.Module:
+    """A network by name for images of input_shape (channels, height, width), initialised from seed alone.
+
+    The rows of a table, input_shape (features,), are for the multi-layer perceptron.
+    """
     build = lookup(name)
+    if len(input_shape) != 3 and name != "mlp":
+        raise ValueError(f"{name} was given inputs of shape {tuple(input_shape)}; allowed: images; use mlp for a table")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(input_shape, num_classes)

@@ -41,7 +41,7 @@ PANEL = (
 class Config:
     """Everything that decides a run. Invalid values are refused here, before any data is read.
 
-    dataset        a name of `data.NAMES`
+    dataset        a name of `data.NAMES` or `data.TABLES`; a table takes a multi-layer perceptron and no image noise
     model          a name of `models.MODELS`
     loss           a name or spec of `losses`, such as "fourier(s=2)"; stored in canonical form
     noise_kind     of the training labels: `noise.LABEL_KINDS`
@@ -86,7 +86,7 @@ class Config:
 
     def __post_init__(self):
         for name, allowed in (
-            ("dataset", data.NAMES),
+            ("dataset", (*data.NAMES, *data.TABLES)),
             ("model", models.MODELS),
             ("noise_kind", noise.LABEL_KINDS),
             ("image_noise", noise.IMAGE_KINDS),
@@ -117,7 +117,7 @@ class Config:
         if not isinstance(self.loss, str):
             raise ValueError(f"loss={self.loss!r} was given; allowed: a name or a spec such as 'fourier(s=2)'")
         # one spelling for the same thing, so that the same run has the same hash
-        object.__setattr__(self, "loss", canonical_loss(self.loss, len(data.SETS[self.dataset].classes)))
+        object.__setattr__(self, "loss", canonical_loss(self.loss, len(data.spec(self.dataset).classes)))
         if self.noise_kind == "none" or self.noise_rate == 0:
             object.__setattr__(self, "noise_kind", "none")
             object.__setattr__(self, "noise_rate", 0.0)
@@ -126,8 +126,14 @@ class Config:
             object.__setattr__(self, "image_level", 0.0)
         elif self.image_noise == "salt_pepper" and self.image_level > 1:
             raise ValueError(f"image_level={self.image_level} was given; allowed for salt_pepper: a share from 0 to 1")
-        if self.noise_kind == "asymmetric" and self.dataset == "kmnist":
-            raise ValueError("kmnist has no standard asymmetric map; allowed: symmetric, uniform, pair, ring")
+        if self.noise_kind == "asymmetric" and self.dataset not in noise.ASYMMETRIC_MAPS:
+            raise ValueError(f"{self.dataset} has no standard asymmetric map; allowed: symmetric, uniform, pair, ring")
+        if self.dataset in data.TABLES:
+            for name, value in dict(image_noise="none", augment="none", views=1, panel=False, model="mlp").items():
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} was given for {self.dataset}, a table; allowed: {value!r}"
+                    )
 
     @property
     def hash(self) -> str:
@@ -181,6 +187,8 @@ def derived_seed(purpose: str, seed: int) -> int:
 @functools.lru_cache(maxsize=4)
 def _dataset(name: str) -> tuple[data.Dataset, tuple, tuple]:
     dataset = data.load(name)
+    if name in data.TABLES:  # each feature by itself
+        return dataset, dataset.x_train.mean(0), dataset.x_train.std(0)
     return dataset, *data.channel_statistics(dataset.x_train)
 
 
@@ -190,6 +198,9 @@ def _images(
 ) -> Tensor:
     """Standardised images of a set, damaged first where a kind is given. Kept on the device between runs."""
     dataset, mean, std = _dataset(name)
+    if name in data.TABLES:
+        rows = (getattr(dataset, f"x_{part}") - mean) / std
+        return torch.from_numpy(rows).to(device, dtype)
     images = data.to_tensor(getattr(dataset, f"x_{part}"))
     if kind != "none":
         images = noise.corrupt_images(images, kind, level, generator(purpose, seed))
@@ -292,12 +303,12 @@ def make_loss(config: Config, num_classes: int) -> losses.Loss:
 
 @torch.no_grad()
 def predict(network: nn.Module, parts: Iterable[Tensor], mode: str, views: int = 1) -> Tensor:
-    """Predicted classes (M, n) of a stack of networks, part by part of the images (M, b, ...), in evaluation mode.
+    """Logits (M, n, C) of a stack of networks, part by part of the images (M, b, ...), in evaluation mode.
 
     views  1: the image; 2: mean logit of it and its mirror image; 6: of these, also shifted by a pixel either way
     """
     network.eval()
-    classes = []
+    found = []
     for images in parts:
         seen = [images]
         if views == 6:
@@ -308,9 +319,25 @@ def predict(network: nn.Module, parts: Iterable[Tensor], mode: str, views: int =
         with precision(mode, images.device):
             logits = sum(network(image) for image in seen)
             if views > 1:
-                logits = logits + sum(network(image.flip(-1)) for image in seen)
-        classes.append(logits.argmax(-1))
-    return torch.cat(classes, 1)
+                logits = (logits + sum(network(image.flip(-1)) for image in seen)) / (2 * len(seen))
+        found.append(logits.float())
+    return torch.cat(found, 1)
+
+
+def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, float]:
+    """Mean negative log-likelihood, in nats, and expected calibration error, in [0, 1], of logits (n, C).
+
+    The error is the mean over examples of |accuracy - confidence| of their bin, confidence being the largest
+    probability, in bins of equal width (Naeini et al. 2015; Guo et al. 2017). NaN where a logit is not finite.
+    """
+    log_p = torch.log_softmax(logits.double(), -1)
+    if not log_p.isfinite().all():
+        return math.nan, math.nan
+    confidence, predicted = log_p.exp().max(-1)
+    gap = (predicted == labels).double() - confidence
+    place = (confidence * bins).long().clamp_max(bins - 1)
+    error = torch.zeros(bins, dtype=gap.dtype, device=gap.device).index_add_(0, place, gap).abs().sum() / len(gap)
+    return -log_p.gather(1, labels[:, None]).mean().item(), error.item()
 
 
 def precision(mode: str, device: torch.device):
@@ -369,9 +396,11 @@ def default_device() -> torch.device:
 def train(config: Config, device: str | torch.device | None = None) -> dict[str, object]:
     """Train one network and return its row: the configuration, results, curves (a value an epoch) and provenance.
 
-    The last epoch is the result; the best test accuracy is kept as a footnote and selects nothing. A run whose loss
-    turns NaN or infinite ends with status "diverged" and the curves up to there. The clock covers the epochs with
-    their evaluation, and leaves out loading the data and building the network.
+    The last epoch is the result; the best test accuracy is kept as a footnote and selects nothing. Negative
+    log-likelihood and calibration error are those of the test set, as trained and with the logits multiplied by the
+    factor that makes the loss's own optimum calibrated (`losses.calibration_factor`; NaN where none is known). A run
+    whose loss turns NaN or infinite ends with status "diverged" and the curves up to there. The clock covers the epochs
+    with their evaluation, and leaves out loading the data and building the network.
     """
     return train_together([config], device)[0]
 
@@ -448,7 +477,11 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         for _ in configs
     ]
     going, start = set(range(len(configs))), time.perf_counter()
-    evaluate = functools.partial(_evaluate, network, shared, images, begin)
+    logits_of = functools.partial(_evaluate, network, shared, images, begin)
+
+    def evaluate(what: Tensor) -> Tensor:
+        return logits_of(what).argmax(-1)
+
     for epoch in range(shared.epochs):
         network.train()
         total.zero_()
@@ -465,9 +498,10 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         if averaged and epoch == shared.epochs - 1:
             averaged.update(1.0)
         told = evaluate(probe) if flipped.any() else probe
+        test_logits = logits_of(splits[0].test)
         values = {
             "train_loss": total / steps,
-            "test_accuracy": accuracy(evaluate(splits[0].test), splits[0].test_labels),
+            "test_accuracy": accuracy(test_logits.argmax(-1), splits[0].test_labels),
             "validation_accuracy": accuracy(evaluate(validation), labels.gather(1, validation)),
             "memorised": accuracy(told, labels.gather(1, probe), flipped),  # predicts the wrong label it was told
             "recovered": accuracy(told, clean.gather(1, probe), flipped),  # predicts the true label it never saw
@@ -485,11 +519,17 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
     judged = {key: accuracy(evaluate(x), splits[0].test_labels) for key, x in judged.items()}
     test_accuracy = [curve["test_accuracy"][-1] for curve in curves]
     if shared.views > 1:
-        test_accuracy = accuracy(evaluate(splits[0].test, views=shared.views), splits[0].test_labels).tolist()
+        seen_often = logits_of(splits[0].test, views=shared.views).argmax(-1)
+        test_accuracy = accuracy(seen_often, splits[0].test_labels).tolist()
     parameters = sum(p.numel() for p in network.parameters()) // len(configs)
     rows = []
     for run, (config, split) in enumerate(zip(configs, splits, strict=True)):
         curve, used = curves[run], torch.cat([split.train, split.validation])
+        nll, error = calibration(test_logits[run], splits[0].test_labels)
+        factor = losses.calibration_factor(config.loss)
+        rescaled = (math.nan, math.nan)
+        if factor is not None:
+            rescaled = calibration(factor * test_logits[run], splits[0].test_labels)
         panel = {f"{k} {v:g}": judged[id(x)][run].item() for (k, v), x in split.panel.items()}
         row = {
             "hash": config.hash,
@@ -498,6 +538,10 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
             "test_accuracy": test_accuracy[run],
             "best_test_accuracy": max(curve["test_accuracy"]),
             "validation_accuracy": curve["validation_accuracy"][-1],
+            "nll": nll,
+            "calibration_error": error,
+            "nll_rescaled": rescaled[0],
+            "calibration_error_rescaled": rescaled[1],
             "realised_noise_rate": noise.realised_rate(split.clean[used].cpu(), split.labels[used].cpu()),
             **{f"{name}_curve": values for name, values in curve.items()},
             "panel_noise": list(panel),
@@ -519,8 +563,8 @@ def _take(images: Tensor, positions: Tensor) -> Tensor:
 def _evaluate(
     network: nn.Module, config: Config, images: Tensor, begin: Tensor, what: Tensor, views: int = 1, size: int = 2000
 ) -> Tensor:
-    """Predicted classes (M, n): of `images` at the positions (M, n) that are given, or of a test set (n, c, h, w)."""
-    if what.ndim == 2:
+    """Logits (M, n, C): of `images` at the positions (M, n) that are given, or of a test set (n, ...)."""
+    if not what.is_floating_point():
         parts = (_take(images, part + begin) for part in what.split(size, 1))
     else:
         parts = (part.expand(len(begin), *part.shape) for part in what.split(size))

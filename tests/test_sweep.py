@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lossbook import results, sweep
+from lossbook import losses, results, sweep
 from lossbook.training import Config
 
 ONE = dict(profile="smoke", losses=["cross_entropy", "brier"], noise=["symmetric 0.4"], seeds=[70], epochs=1)
@@ -114,14 +114,21 @@ def test_parameters_of_a_notebook():
     ],
 )
 def test_every_plan_stands(experiment, profile, dataset, model):
-    plan = sweep.plan(experiment, profile, dataset, model)
+    for variant in sweep.variants(experiment):
+        stands(sweep.plan(experiment, profile, dataset, model, variant=variant))
+
+
+def stands(plan):
     assert plan.grid and len({config.hash for config in plan.grid}) == len(set(plan.grid))
     for config in plan.tuning:
         assert config.seed == sweep.TUNING_SEED and config.noise_kind == config.image_noise == "none"
     assert not {config.seed for config in plan.grid} & {sweep.TUNING_SEED}
-    if plan.tuning:  # the same rates for every loss
+    if plan.tuning:  # the same rates for every loss, or the same multiples of its own
         rates = pandas.DataFrame([(c.loss, c.learning_rate) for c in plan.tuning]).groupby(0)[1].agg(tuple)
-        assert rates.nunique() == 1 and set(rates.index) == {config.loss for config in plan.grid}
+        multiples = [[rate / of[0] for rate in of] for of in rates]
+        assert np.allclose(multiples, multiples[0], rtol=1e-3) and len(multiples[0]) > 1
+        assert rates.nunique() == 1 or plan.experiment == "loss_study"
+        assert set(rates.index) == {config.loss for config in plan.grid}
     settings = pandas.DataFrame([(c.loss, c.noise_kind, c.noise_rate, c.image_noise, c.seed) for c in plan.grid])
     assert settings.groupby(0).size().nunique() == 1  # paired: every loss in every setting with every seed
 
@@ -279,6 +286,26 @@ def test_the_paper_profile_covers_three_data_sets():
     assert sweep.pairs("noisy_labels", "paper", ["cifar10"], ["resnet18"]) == [("cifar10", "resnet18")]
     assert sweep.pairs("noisy_labels", "quick") == [("", "")]  # what the experiment takes by default
     assert sweep.pairs("noisy_labels", "paper", ["kmnist"]) == [("kmnist", "")]
+
+
+def test_matched_rates_undo_the_scale_of_the_gradient():
+    """Losses that are the same but for a factor get rates whose product with that factor is the same."""
+    same, matched = (
+        sweep.plan("loss_study", "paper", "mnist", "mlp", variant=f"sgd {name}") for name in ("same", "matched")
+    )
+    assert len({config.learning_rate for config in same.grid}) == 1
+    rates = {config.loss: config.learning_rate for config in matched.grid}
+    assert rates["cross_entropy"] == rates["kl_divergence"] == same.grid[0].learning_rate
+    assert rates["poisson"] == pytest.approx(10 * rates["cross_entropy"], rel=1e-3)
+    assert set(rates) > set(losses.names())  # every loss of the catalogue
+
+
+def test_a_variant_is_named():
+    assert sweep.variants("noisy_labels") == [""] and len(sweep.variants("loss_study")) == 6
+    with pytest.raises(ValueError, match="sgd same"):
+        sweep.plan("loss_study", "smoke")
+    with pytest.raises(ValueError, match="'sgd tuned'"):
+        sweep.plan("loss_study", "smoke", variant="sgd tuend")
 
 
 # --- tuning ---------------------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lossbook import data, models, training
 from lossbook.training import (
     Config,
     augment,
+    calibration,
     canonical_loss,
     derived_seed,
     make_loss,
@@ -48,6 +50,44 @@ def batches(monkeypatch, **changes):
         patched.setattr(training, "make_loss", spy)
         train(Config(**{**SMALL, "epochs": 1, **changes}), CPU)
     return seen
+
+
+# --- calibration, tables, a transformer -----------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.1, 1.0, 5.0]), classes=st.integers(2, 12))
+def test_calibration_against_torchmetrics(seed, scale, classes):
+    source = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(200, classes, generator=source)
+    labels = torch.randint(0, classes, (200,), generator=source)
+    nll, error = calibration(logits, labels)
+    assert nll == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    theirs = multiclass_calibration_error(torch.softmax(logits.double(), -1), labels, classes, n_bins=15)
+    assert error == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_calibration_of_logits_that_are_not_finite():
+    assert all(map(math.isnan, calibration(torch.tensor([[math.inf, 0.0]]), torch.tensor([0]))))
+
+
+@pytest.mark.parametrize("dataset", data.TABLES)
+def test_tables_train(dataset):
+    row = train(Config(dataset=dataset, epochs=30, batch_size=16, validation_share=0.3), CPU)
+    assert row["test_accuracy"] > 0.85 and 0 <= row["calibration_error"] < 0.3
+    # cross-entropy is calibrated as it is
+    assert row["nll"] == row["nll_rescaled"] and row["calibration_error"] == row["calibration_error_rescaled"]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+def test_transformer(shape):
+    """The seed decides it, every parameter of it is trained, and grey images enter at the scale of coloured ones."""
+    one, other = (models.create("vit", shape, 10, seed=3) for _ in range(2))
+    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert 0.5 < one.conv_proj(images).std() < 2
+    nn.functional.cross_entropy(one(images), torch.arange(4)).backward()
+    assert one(images).shape == (4, 10) and all(p.grad is not None for p in one.parameters())
 
 
 # --- the same configuration gives the same row ----------------------------------------------------------------
@@ -335,6 +375,9 @@ def test_canonical_spelling_keeps_the_value(s, q):
         (dict(noise_rate=math.nan), "noise_rate=nan"),
         (dict(noise_kind="asymmetric", noise_rate=0.4, dataset="kmnist"), "kmnist"),
         (dict(image_noise="gauss", image_level=0.1), "gaussian"),
+        (dict(dataset="wine", model="cnn_small"), "model='cnn_small'"),
+        (dict(dataset="wine", image_noise="blur", image_level=1.0), "image_noise='blur'"),
+        (dict(dataset="wine", noise_kind="asymmetric", noise_rate=0.4), "wine"),
         (dict(image_level=-1), "image_level=-1"),
         (dict(image_noise="salt_pepper", image_level=1.5), "image_level=1.5"),
         (dict(augment="flip"), "shift_flip"),
@@ -407,13 +450,13 @@ def test_views_are_the_mirror_image_and_shifts():
         def forward(self, batch):  # the row in the middle as four logits
             return batch[..., 0, 1, :]
 
-    assert predict(Middle(), [images], "exact").tolist() == [[0, 0, 1]]
+    assert predict(Middle(), [images], "exact").argmax(-1).tolist() == [[0, 0, 1]]
     mirrored = images[0, :, 0, 1] + images[0, :, 0, 1].flip(-1)
-    assert predict(Middle(), [images], "exact", 2).tolist() == [mirrored.argmax(-1).tolist()]
+    assert predict(Middle(), [images], "exact", 2).argmax(-1).tolist() == [mirrored.argmax(-1).tolist()]
     constant = images.clone()
     constant[:] = torch.tensor([1.0, 3.0, 2.0, 0.0])  # rows all alike: only shifts to the side count
     shifted = sum(torch.tensor(row) for row in ([1, 3, 2, 0], [1, 3, 2, 0], [3, 1, 3, 2], [3, 2, 0, 2])).double()
-    assert predict(Middle(), [constant], "exact", 6)[0, 0] == (shifted + shifted.flip(0)).argmax()
+    assert predict(Middle(), [constant], "exact", 6)[0, 0].argmax() == (shifted + shifted.flip(0)).argmax()
 
 
 def test_each_seed_permutes_the_classes_anew():
