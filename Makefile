@@ -12,6 +12,8 @@ SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES) --scheduler greedy --ke
 QUIETLY   := 2>&1 | \
              { grep --line-buffered -vE '^(Assuming|Building|Using|Select|Execute|Complete|Elapsed|Nothing) ' || true; }
 
+EXPERIMENTS := $(basename $(notdir $(wildcard notebooks/experiments/*.ipynb))) airbench
+
 # Kernels choose the inline back end themselves, unless this variable is in their way.
 unexport MPLBACKEND
 
@@ -46,8 +48,7 @@ bench: .venv/.installed  ## measure the speed tables, all sides in one run, on a
 	$(BIN)/lossbook bench
 
 paper: .venv/.installed  ## run the experiments at the paper profile, on the GPU where there is one; resumes
-	$(BIN)/lossbook run noisy_labels --profile paper
-	$(BIN)/lossbook run noisy_images --profile paper
+	@set -e; for experiment in $(EXPERIMENTS); do $(BIN)/lossbook run $$experiment --profile paper; done
 
 lock: $(BIN)/uv  ## pin the requirements again after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras pyproject.toml -o requirements.lock \

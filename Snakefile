@@ -44,8 +44,10 @@ def profile_argument(wildcards):
     return ""
 
 
-def every_core(wildcards):
-    """All cores, so that an experiment, which starts workers of its own, runs alone; two on a cluster."""
+def cores(wildcards):
+    """One, so that small experiments run side by side; all of them where an experiment takes hours, two on a cluster."""
+    if config["profile"] != "paper":
+        return 1
     try:
         return workflow.cores
     except WorkflowError:
@@ -84,7 +86,7 @@ rule derivation:
     shell:
         """
         unset MPLBACKEND
-        export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+        export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 LOSSBOOK_WORKERS={threads}
         running={output:q}
         running="${{running%.ipynb}}.running.ipynb"
         SECONDS=0
@@ -109,7 +111,7 @@ use rule derivation as experiment with:
         "build/notebooks/experiments/{name}.log",
     params:
         parameters=profile_argument,
-    threads: every_core
+    threads: cores
     resources:
         mem_mb=16000,
         runtime=480,

@@ -43,6 +43,25 @@ LOOKS = {
     "gce": Look("GCE", "#029e73", "--", "h"),
     "sce": Look("SCE", "#ca9161", "-", "*"),
     "nce_rce": Look("NCE + RCE", "#cc78bc", "-.", "X"),
+    "kl_divergence": Look("KL", "#000000", "--", "s"),
+    "kl_divergence(class_reduction='mean')": Look("KL, mean over classes", "#949494", ":", "D"),
+    "poisson": Look("Poisson", "#949494", "-.", "v"),
+    "focal": Look("focal, γ = 1/2", "#56b4e9", "-", "<"),
+    "focal(gamma=2)": Look("focal, γ = 2", "#56b4e9", "-", "<"),
+    "rooted_logistic(k=2)": Look("rooted, convex, k = 2", "#de8f05", "-", "^"),
+    "rooted_logistic": Look("rooted, convex, k = 3", "#d55e00", "-", ">"),
+    "rooted_logistic(k=8)": Look("rooted, convex, k = 8", "#ca9161", "-", "v"),
+    "rooted_bounded(k=2, m=2)": Look("rooted, bounded, k = 2", "#029e73", "--", "P"),
+    "rooted_bounded": Look("rooted, bounded, k = 3", "#0173b2", "--", "X"),
+    "rooted_bounded(k=8, m=8)": Look("rooted, bounded, k = 8", "#cc78bc", "--", "h"),
+    "bootstrap_soft": Look("soft bootstrap", "#949494", "-", "*"),
+    "bootstrap_hard": Look("hard bootstrap", "#949494", "--", "*"),
+    "js": Look("Jensen-Shannon", "#cc78bc", "-", "d"),
+    "huber": Look("Huber, δ = 1", "#0173b2", "--", "s"),
+    "log_cosh": Look("log-cosh", "#0173b2", ":", "d"),
+    "hinge": Look("hinge", "#029e73", ":", "s"),
+    "squared_hinge": Look("squared hinge", "#029e73", "-.", "d"),
+    "categorical_hinge": Look("categorical hinge", "#ece133", "-.", "D"),
 }
 
 
@@ -123,6 +142,8 @@ TITLES = {
     "mlp": "MLP",
     "cnn_small": "small CNN",
     "airbench": "airbench network",
+    "vit": "vision transformer",
+    "breast_cancer": "breast cancer",
 }
 
 
@@ -134,7 +155,8 @@ def title(*names: str) -> str:
 def runs_text(rows: pandas.DataFrame) -> str:
     """What a caption must say of the runs: epochs, number of seeds, what the intervals are."""
     epochs = "/".join(f"{n:.0f}" for n in sorted(rows["epochs"].unique()))
-    seeds = rows.groupby(["dataset", "model", "loss", "noise_kind", "noise_rate"])["seed"].nunique()
+    keys = [key for key in ("dataset", "model", "loss", "noise_kind", "noise_rate", "setting") if key in rows]
+    seeds = rows.groupby(keys)["seed"].nunique()
     n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     return f"Last of {epochs} epochs. Points are means, bars 95 % t-intervals over n = {n} seeds."
 
@@ -219,27 +241,38 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
     return figure
 
 
-def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] | None = None) -> Figure:
-    """Paired differences in test accuracy to a baseline: a panel a noise setting, a point a loss and data set."""
-    rows = rows.assign(setting=setting_names(rows))
+def differences(
+    rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] | None = None, limit: float = 30
+) -> Figure:
+    """Paired differences in test accuracy to a baseline: a panel a setting, a point a loss and data set.
+
+    rows   with a column `setting`; without one the noise is the setting
+    limit  in points, where the scale ends
+    """
+    if "setting" not in rows:
+        rows = rows.assign(setting=setting_names(rows))
     table = results.paired_differences(rows, baseline, ["dataset", "model", "setting"])
     order = [loss for loss in losses or LOOKS if loss != baseline and (table["loss"] == loss).any()]
     settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"])["setting"]))
     settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric"), name))
-    size = (3.6 + max(3.2, 1.2 * len(settings)), 1.4 + 0.26 * len(order))
+    size = (
+        3.6 + max(3.2, 1.2 * len(settings)),
+        1.4 + max(0.26, 0.06 * table.groupby(["dataset", "model"]).ngroups) * len(order),
+    )
     figure, axes = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
     sources = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
     for axis, setting in zip(axes[0], settings, strict=True):
         for number, (dataset, model) in enumerate(sources):
             here = table[(table["setting"] == setting) & (table["dataset"] == dataset) & (table["model"] == model)]
             here = here.set_index("loss").reindex(order)
-            height = numpy.arange(len(order)) + 0.22 * (number - (len(sources) - 1) / 2)
+            step = min(0.22, 0.8 / len(sources))
+            height = numpy.arange(len(order)) + step * (number - (len(sources) - 1) / 2)
             axis.errorbar(
                 100 * here["difference"],
                 height,
                 xerr=100 * here["half_width"],
-                fmt="os^Dv"[number % 5],
-                color=seaborn.color_palette("colorblind")[(0, 1, 2, 4, 7)[number % 5]],
+                fmt="os^DvPX*"[number % 8],
+                color=seaborn.color_palette("colorblind")[(0, 1, 2, 4, 7, 3, 5, 9)[number % 8]],
                 label=title(dataset, model),
                 capsize=1.5,
                 elinewidth=0.9,
@@ -250,7 +283,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
         axis.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"])
         axis.minorticks_off()
         low, high = axis.get_xlim()
-        axis.set_xlim(max(low, -30), min(high, 30))
+        axis.set_xlim(max(low, -limit), min(high, limit))
         axis.set_title(setting)
         axis.margins(y=0.08)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])

@@ -390,8 +390,8 @@ def settings(experiment: str, names: dict[str, object], variant: str = "") -> Pl
 def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> pandas.DataFrame:
     """Run what is missing of a plan, tuning first, and return the rows of its grid that are there then.
 
-    On the CPU the runs go to `workers` processes of one thread each (one a core by default); on a GPU one after
-    another. Runs that gain by it are trained together, as one stacked model. Each row is written as its run ends, so a
+    On the CPU the runs go to `workers` processes of one thread each (by default LOSSBOOK_WORKERS, else one a core); on
+    a GPU one after another. Runs that gain by it are trained together, as one stacked model. Each row is written as its run ends, so a
     killed sweep loses what is in flight and no more.
 
     deadline  on the clock of time.monotonic(): nothing is begun that is expected to end later
@@ -535,7 +535,8 @@ def _carry_out(stack: list[Config] | list[tasks.Task]) -> list[dict[str, object]
 
 
 def _workers(workers: int | None) -> int:
-    return workers or os.cpu_count() or 1
+    """Processes on the CPU: what is asked for, else LOSSBOOK_WORKERS, else one a core."""
+    return workers or int(os.environ.get("LOSSBOOK_WORKERS") or 0) or os.cpu_count() or 1
 
 
 def trained(

@@ -155,6 +155,7 @@ def papermill(path, folder, **parameters):
     """Run a notebook in a process of its own, from a folder that is not the notebook's."""
     arguments = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    environment["LOSSBOOK_WORKERS"] = "1"  # the tests are side by side already
     command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", *arguments]
     return subprocess.run(
         [*command, str(path), str(folder / "executed.ipynb")],
