@@ -9,6 +9,13 @@ import pandas
 
 PATH = Path(__file__).resolve().parent.parent / "data" / "claims.csv"
 COLUMNS = ("id", "source", "claim", "verdict", "notebook", "heading", "test")
+SOURCES = {
+    "fourier": "The Fourier Loss Function (arXiv 2102.02979)",
+    "study": "Evaluating the Impact of Loss Function Variation in Deep Learning for Classification (arXiv 2210.16003)",
+    "pod": "POD Loss (arXiv 2111.15449)",
+    "notes": "Study notes on the classical losses",
+    "rooted": "Accelerated Neural Network Training with Rooted Logistic Objectives (arXiv 2310.03890)",
+}
 VERDICTS = ("holds", "holds if", "fails", "open")  # what a verdict begins with
 
 
@@ -22,6 +29,8 @@ def load() -> pandas.DataFrame:
     claims = pandas.read_csv(PATH, dtype=str, keep_default_na=False)
     if tuple(claims.columns) != COLUMNS or claims["id"].duplicated().any() or (claims == "").any(axis=None):
         raise ValueError(f"{PATH} is damaged; allowed: the columns {', '.join(COLUMNS)}, unique ids, no empty cell")
+    if unknown := set(claims["source"]) - set(SOURCES):
+        raise ValueError(f"{PATH}: source {', '.join(sorted(unknown))}; allowed: {', '.join(SOURCES)}")
     wrong = claims[~claims["verdict"].str.startswith(VERDICTS)]
     if len(wrong):
         raise ValueError(f"{PATH}: the verdict of {', '.join(wrong['id'])} must begin with {', '.join(VERDICTS)}")
@@ -31,16 +40,20 @@ def load() -> pandas.DataFrame:
 def text() -> str:
     """The claims as paragraphs for a terminal."""
     paragraphs = []
-    for row in load().itertuples():
-        where = f"{row.notebook} · {row.heading}"
-        lines = [f"{row.id}  {row.claim}", f"→ {row.verdict}", f"  {where}"]
-        paragraphs.append("\n".join(textwrap.fill(line, 100, subsequent_indent="    ") for line in lines))
+    for source, rows in load().groupby("source", sort=False):
+        paragraphs.append(f"{SOURCES[source]}\n{'=' * len(SOURCES[source])}")
+        for row in rows.itertuples():
+            where = f"{row.notebook} · {row.heading}"
+            lines = [f"{row.id}  {row.claim}", f"→ {row.verdict}", f"  {where}"]
+            paragraphs.append("\n".join(textwrap.fill(line, 100, subsequent_indent="    ") for line in lines))
     return "\n\n".join(paragraphs)
 
 
 def markdown(root: str = "") -> str:
-    """The claims as a Markdown table; root is the way from the page that shows it to the root of the project."""
-    lines = ["| claim | verdict | shown in |", "|---|---|---|"]
-    for row in load().itertuples():
-        lines.append(f"| {row.claim} | {row.verdict} | [{Path(row.notebook).stem}]({root}{row.notebook}) |")
-    return "\n".join(lines)
+    """The claims as Markdown, a table a source; root is the way from the page that shows it to that of the project."""
+    lines = []
+    for source, rows in load().groupby("source", sort=False):
+        lines += ["", f"### {SOURCES[source]}", "", "| claim | verdict | shown in |", "|---|---|---|"]
+        for row in rows.itertuples():
+            lines.append(f"| {row.claim} | {row.verdict} | [{Path(row.notebook).stem}]({root}{row.notebook}) |")
+    return "\n".join(lines[1:])

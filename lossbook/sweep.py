@@ -391,8 +391,8 @@ def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> p
     """Run what is missing of a plan, tuning first, and return the rows of its grid that are there then.
 
     On the CPU the runs go to `workers` processes of one thread each (by default LOSSBOOK_WORKERS, else one a core); on
-    a GPU one after another. Runs that gain by it are trained together, as one stacked model. Each row is written as its run ends, so a
-    killed sweep loses what is in flight and no more.
+    a GPU one after another. Runs that gain by it are trained together, as one stacked model. Each row is written as its
+    run ends, so a killed sweep loses what is in flight and no more.
 
     deadline  on the clock of time.monotonic(): nothing is begun that is expected to end later
     """

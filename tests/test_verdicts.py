@@ -26,8 +26,8 @@ def test_published_grid_is_whole(labels):
     counts = mlp.groupby(["dataset", "loss", "setting"])["seed"].nunique()
     settings = {"clean", "symmetric 20 %", "symmetric 40 %", "symmetric 60 %", "asymmetric 40 %"}
     assert set(mlp["dataset"]) == set(SETS) and set(mlp["setting"]) >= settings
-    assert set(mlp["loss"]) == {loss for loss in figures.LOOKS}
-    assert (counts == 5).all()
+    assert set(mlp["loss"]) == set(sweep.noisy_labels("paper", "mnist", "mlp").losses)
+    assert (counts >= 5).all()
     assert (mlp["status"] == "done").all()
     symmetric = mlp[mlp["noise_kind"] == "symmetric"]
     assert (symmetric["realised_noise_rate"] - symmetric["noise_rate"]).abs().max() < 0.01
