@@ -1,0 +1,198 @@
+"""Linear models under the rooted losses: the descent, its yardsticks, the runs, and what the notebook concludes."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy
+import pytest
+import scipy.optimize
+import torch
+from torch.testing import assert_close
+
+from lossbook import sweep, tasks
+from lossbook.tasks import rooted_linear
+from lossbook.tasks.rooted_linear import DATASETS, LOSSES, SEPARABLE, STEPS, RootedLinear
+
+BASE = RootedLinear(dataset="overlapping", model="linear", loss="logistic", learning_rate=1.0)
+CONVEX = [loss for loss in LOSSES if "bounded" not in loss]
+
+
+def training_rows(dataset="overlapping", seed=0):
+    return rooted_linear.example_rows(*rooted_linear.examples(dataset, seed)[0])
+
+
+def without_provenance(row):
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+@pytest.mark.parametrize("loss", CONVEX)
+def test_descent_reaches_the_optimum_of_scipy(loss):
+    rows, loss, penalty = training_rows(), rooted_linear.binary_loss(loss), 1e-2
+
+    def value_and_gradient(weights):
+        weights = torch.tensor(weights, requires_grad=True)
+        value = loss(rows @ weights).mean() + penalty / 2 * weights.square().sum()
+        return value.item(), torch.autograd.grad(value, weights)[0].numpy()
+
+    found = scipy.optimize.minimize(value_and_gradient, numpy.zeros(rows.shape[1]), jac=True, options={"gtol": 1e-9})
+    steps = torch.tensor([1 / (4 * rooted_linear.curvature(loss))], dtype=torch.float64)
+    path = rooted_linear.descent(rows, loss, steps, torch.tensor([penalty]))
+    assert_close(next(path)[1][0], torch.as_tensor(value_and_gradient(numpy.zeros(rows.shape[1]))[1]))
+    weights, _ = next(itertools.islice(path, 1500, None))
+    assert_close(weights[0], torch.as_tensor(found.x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_hessian_is_that_of_autograd(loss):
+    rows, loss = training_rows()[:40], rooted_linear.binary_loss(loss)
+    weights = torch.linspace(-1, 1, rows.shape[1], dtype=torch.float64)
+    wanted = torch.autograd.functional.hessian(
+        lambda w: rooted_linear.objective(rows, loss, w[None], torch.tensor([0.1])).sum(), weights
+    )
+    assert_close(rooted_linear.hessian(rows, loss, weights, 0.1), wanted)
+
+
+def test_condition_number():
+    assert rooted_linear.condition(torch.diag(torch.tensor([2.0, 8.0, 4.0]))) == 4
+    assert math.isnan(rooted_linear.condition(torch.diag(torch.tensor([-1.0, 8.0]))))
+
+
+def test_condition_at_zero_is_that_of_the_logistic_loss():
+    """Without a penalty, the Hessians at zero are multiples of one matrix: no loss of the margin can condition it."""
+    rows = training_rows()
+    zero = torch.zeros(rows.shape[1], dtype=torch.float64)
+    found = [
+        rooted_linear.condition(rooted_linear.hessian(rows, rooted_linear.binary_loss(loss), zero, 0.0))
+        for loss in LOSSES
+    ]
+    assert found == pytest.approx([found[0]] * len(LOSSES), rel=1e-9)
+    curvatures = [rooted_linear.curvature(rooted_linear.binary_loss(f"rooted_logistic(k={k})")) for k in (1, 2, 3)]
+    assert curvatures == pytest.approx([2 ** (1 / k) * (1 + 1 / k) / 4 for k in (1, 2, 3)])
+
+
+@pytest.mark.parametrize("dataset", SEPARABLE)
+def test_largest_margin_is_the_solution_of_the_quadratic_programme(dataset):
+    """Lawson and Hanson: the shortest w with rows @ w >= 1 is the residual of a non-negative least-squares problem."""
+    rows = training_rows(dataset).numpy()
+    system, goal = numpy.vstack([rows.T, numpy.ones(len(rows))]), numpy.zeros(rows.shape[1] + 1)
+    goal[-1] = 1
+    residual = system @ scipy.optimize.nnls(system, goal)[0] - goal
+    shortest = -residual[:-1] / residual[-1]
+    found = rooted_linear.largest_margin(torch.as_tensor(rows)).numpy()
+    assert found @ shortest / numpy.linalg.norm(shortest) == pytest.approx(1, abs=1e-6)
+
+
+def test_no_largest_margin_without_a_separator():
+    with pytest.raises(ValueError, match="no plane parts the classes"):
+        rooted_linear.largest_margin(training_rows("overlapping"))
+
+
+@pytest.mark.parametrize("loss", ["logistic", "rooted_logistic(k=1)", "rooted_bounded(k=3, m=3)"])
+def test_direction_goes_towards_the_largest_margin(loss, monkeypatch):
+    monkeypatch.setattr(rooted_linear, "DIRECTION_ITERATIONS", 1000)
+    task = replace(BASE, dataset="separable", loss=loss, question="direction", rule="matched", l2=0.0)
+    found = task.run(torch.device("cpu"))
+    angles = numpy.array(found["angle_curve"])
+    assert found["status"] == "done" and found["curve_iterations"][-1] == 1000
+    assert (numpy.diff(angles) < 0).all() and angles[-1] < angles[0] / 2
+    assert found["margin_curve"][-1] > 0.8 and max(found["margin_curve"]) <= 1 + 1e-9
+
+
+def test_equal_step_hides_an_effective_step(monkeypatch):
+    """At one step the smaller k is faster; with the step divided by the curvature at zero it is not, tuned neither."""
+    rows = {
+        (rule, loss): replace(BASE, loss=loss, rule=rule, l2=1e-3).run(torch.device("cpu"))["iterations"]
+        for rule in ("equal", "matched", "tuned")
+        for loss in ("logistic", "rooted_logistic(k=8)", "rooted_logistic(k=3)", "rooted_logistic(k=2)")
+    }
+    by_rule = {rule: [count for (r, _), count in rows.items() if r == rule] for rule in ("equal", "matched", "tuned")}
+    assert by_rule["equal"] == sorted(by_rule["equal"], reverse=True)
+    assert by_rule["equal"][-1] < 0.6 * by_rule["equal"][0]
+    assert min(by_rule["matched"][1:]) > 0.9 * by_rule["matched"][0]
+    assert all(tuned <= equal for tuned, equal in zip(by_rule["tuned"], by_rule["equal"], strict=True))
+
+
+def test_divergence_is_recorded(monkeypatch):
+    """A step that is safe for the logistic loss is not for the exponential one; the row says so."""
+    monkeypatch.setattr(rooted_linear, "LIMIT", 300)
+    row = tasks.row(replace(BASE, loss="rooted_logistic(k=1)"))
+    assert row["status"] == "diverged" and math.isnan(row["iterations"]) and row["diverged_tried"] == [True]
+    assert tasks.row(replace(BASE, loss="logistic"))["status"] == "done"
+
+
+def test_slow_is_not_diverged(monkeypatch):
+    monkeypatch.setattr(rooted_linear, "LIMIT", 20)
+    row = tasks.row(BASE)
+    assert row["status"] == "done" and math.isnan(row["iterations"]) and math.isnan(row["condition_optimum"])
+
+
+def test_tuned_is_the_best_of_its_steps():
+    found = replace(BASE, rule="tuned").run(torch.device("cpu"))
+    tried = numpy.array(found["iterations_tried"])
+    assert found["steps_tried"] == pytest.approx(list(STEPS))
+    assert found["iterations"] == numpy.nanmin(tried) == tried[found["steps_tried"].index(found["step"])]
+    one = replace(BASE, learning_rate=found["step"]).run(torch.device("cpu"))
+    assert one["iterations"] == found["iterations"]  # side by side or alone, the descent is the same
+
+
+@pytest.mark.parametrize("change", [{}, {"rule": "tuned"}, {"question": "noise", "flips": 0.3, "outliers": 6}])
+def test_same_configuration_gives_the_same_row(change):
+    task = replace(BASE, **change)
+    assert str(without_provenance(tasks.row(task))) == str(without_provenance(tasks.row(task)))
+
+
+def test_noise_leaves_the_test_set_alone(monkeypatch):
+    """Wrong labels change what is learnt, never what is judged: with every label turned, accuracy is turned as well."""
+    clean = replace(BASE, dataset="separable", question="noise").run(torch.device("cpu"))
+    assert clean["test_accuracy"] > 0.95
+    turned = replace(BASE, dataset="separable", question="noise")
+    object.__setattr__(turned, "flips", 1.0)  # beyond what is allowed
+    assert turned.run(torch.device("cpu"))["test_accuracy"] < 0.05
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_examples(dataset):
+    (x, y), (x_test, y_test) = rooted_linear.examples(dataset, 0)
+    assert x.dtype == torch.float64 and set(y.tolist()) == set(y_test.tolist()) == {-1.0, 1.0}
+    assert (x[:, -1] == 1).all() and x.isfinite().all() and x_test.isfinite().all()
+    assert not torch.equal(x, rooted_linear.examples(dataset, 1)[0][0])
+    if dataset not in ("separable", "overlapping"):
+        assert_close(x[:, :-1].mean(0), torch.zeros(x.shape[1] - 1, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "seperable"}, "Did you mean 'separable'"),
+        ({"model": "mlp"}, "allowed: linear"),
+        ({"loss": "rooted_logistics"}, "Did you mean 'rooted_logistic'"),
+        ({"loss": "rooted_logistic(k=0)"}, "allowed: a number in"),
+        ({"loss": "rooted_logistic(q=2)"}, "rooted_logistic"),
+        ({"rule": "tune"}, "Did you mean 'tuned'"),
+        ({"flips": 0.5}, "flips=0.5"),
+        ({"question": "direction"}, "dataset that can be separated"),
+        ({"outliers": -1}, "outliers=-1"),
+    ],
+)
+def test_refusals(change, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        replace(BASE, **change)
+
+
+@pytest.mark.parametrize("profile", sweep.PROFILES)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_runs_of_every_profile(profile, dataset):
+    """Every setting holds every loss with the same seeds: comparisons are paired, the budget is the same."""
+    grid = sweep.plan("rooted_linear", profile, dataset, "linear").grid
+    settings = {}
+    for task in grid:
+        key = (task.question, task.rule, task.l2, task.flips, task.outliers)
+        settings.setdefault(key, {}).setdefault(task.loss, []).append(task.seed)
+    assert len({task.hash for task in grid}) == len(grid)
+    assert {key[0] for key in settings} >= {"speed", "noise"}
+    for seeds_by_loss in settings.values():
+        assert len({tuple(seeds) for seeds in seeds_by_loss.values()}) == 1
+        assert set(seeds_by_loss) == set(next(iter(settings.values())))
+    if profile == "paper":
+        assert min(len(seeds) for by_loss in settings.values() for seeds in by_loss.values()) >= 5
