@@ -1,0 +1,407 @@
+"""Fine-tuning a style-based generator with the logistic and with the rooted loss, judged by FID.
+
+A generator and its critic are trained with the logistic loss on one set of images. From that checkpoint, the same for
+every loss of a seed, they go on with each loss on another set: another data set, or classes that were held out.
+
+FID is computed on features of a classifier that is trained here, so its numbers compare with each other and with no
+published ones. Real images are judged against real ones beside it: that floor is what a perfect generator would reach.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from lossbook import data, losses, models, style_gan
+from lossbook.checks import check_name, check_range
+from lossbook.losses.rooted import rooted_logistic_binary
+from lossbook.tasks import Runs, Task
+from lossbook.training import canonical_loss, derived_seed, generator
+
+LOSSES = ("logistic", "rooted_logistic(k=2)", "rooted_logistic(k=3)", "rooted_logistic(k=20)")
+# What is fine-tuned to, and what the generator has seen before: another data set, or the same without some classes.
+BEGINNINGS = {
+    "digits": ("digits", "56789"),
+    "mnist": ("mnist", "8"),
+    "fashion_mnist": ("mnist", ""),
+    "cifar10": ("cifar10", "8"),
+}
+DEFAULT = ("digits", "style_small")
+PAPER = (
+    ("fashion_mnist", "style_small"),
+    ("fashion_mnist", "style"),
+    ("mnist", "style"),
+    ("cifar10", "style"),
+)
+VALIDATION_SHARE = 0.1
+BETAS = (0.0, 0.99)  # of Adam
+PENALTY_EVERY = 8  # steps; R1 is that much larger then
+HALF_LIFE = 40  # steps after which a weight counts half in the average generator
+PICTURES = 12  # made images that a row keeps
+CHUNK = 500  # images made or judged at a time
+
+
+def margin_loss(spec: str) -> Callable[[Tensor], Tensor]:
+    """The loss at a margin u, a value each: "logistic", ln(1 + e^{-u}), or "rooted_logistic(k=2)"."""
+    if spec == "logistic":
+        return lambda margin: -F.logsigmoid(margin)
+    name, hyper = losses.parse(spec)
+    check_name("adversarial loss", name, ("logistic", "rooted_logistic"))
+    return functools.partial(rooted_logistic_binary, **hyper)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Task):
+    """One fine-tuning run, with the pre-training that it begins from.
+
+    dataset            what is fine-tuned to: a name of `data.NAMES`
+    source             the data set of the pre-training
+    classes            held out of it and fine-tuned to, a digit each, where both are the same data set; else empty
+    model              a name of `style_gan.SIZES`
+    loss               "logistic", or "rooted_logistic(k=2)" with another k
+    learning_rate      of the fine-tuning; that of the pre-training is `pretraining_rate`
+    pretraining_steps  with the logistic loss, then `steps` with the loss, of `batch_size` images each
+    gamma              of the R1 penalty: gamma / 2 times the squared gradient of the critic at real images
+    samples            real images, and as many made ones, from which a FID is computed; fewer where there are fewer
+    pieces             of the fine-tuning, at whose ends FID is measured
+    seed               gives one generator each for initialisation, order, noise, and the images that are judged
+    """
+
+    source: str
+    classes: str = ""
+    pretraining_rate: float = 3e-3
+    pretraining_steps: int = 1000
+    steps: int = 400
+    batch_size: int = 16
+    gamma: float = 1.0
+    samples: int = 2000
+    pieces: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, allowed in (("dataset", data.NAMES), ("source", data.NAMES), ("model", style_gan.SIZES)):
+            check_name(name, getattr(self, name), allowed)
+        for name, interval in (
+            ("pretraining_rate", "(0, inf)"),
+            ("pretraining_steps", "[1, inf)"),
+            ("steps", "[1, inf)"),
+            ("batch_size", "[1, inf)"),
+            ("gamma", "[0, inf)"),
+            ("samples", "[2, inf)"),
+            ("pieces", f"[1, {self.steps}]"),
+        ):
+            check_range(name, getattr(self, name), interval)
+        if self.batch_size % style_gan.GROUP:
+            raise ValueError(f"batch_size={self.batch_size} was given; allowed: multiples of {style_gan.GROUP}")
+        known = [str(label) for label in range(len(data.SETS[self.dataset].classes))]
+        for label in self.classes:
+            check_name("class", label, known)
+        if (self.source == self.dataset) != bool(self.classes):
+            raise ValueError(
+                f"source={self.source!r} and classes={self.classes!r} were given for {self.dataset}; allowed: some of "
+                "its classes where source is the same data set, none where it is another"
+            )
+        shapes = [data.SETS[name].input_shape for name in (self.source, self.dataset)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"images of {self.source} are {shapes[0]}, of {self.dataset} {shapes[1]}; give two alike")
+        margin_loss(self.loss)
+        if self.loss != "logistic":
+            object.__setattr__(self, "loss", canonical_loss(self.loss))
+
+    def run(self, device: torch.device) -> dict[str, object]:
+        """Fine-tune from the checkpoint of the seed and judge the average generator.
+
+        fid, validation_fid       at the end, to test images and to those held out of the training images
+        fid_curve at step_curve   to test images, the first before fine-tuning
+        floor, expected_floor     FID of training images to test images: measured, and `expected_fid`
+        lowest_margin             of all that the loss saw; below -88.7 the unshifted power overflows in float32
+        pictures_before, pictures  made from the same noise: uint8, PICTURES images (channels, height, width) in a row
+        """
+        judge = _judge(self.dataset, self.classes, self.samples, device)
+        images = to_signed(select(self.dataset, "train", self.classes).to(device))
+        networks = copy.deepcopy(_pretrained(replace_loss(self), device))
+        made = functools.partial(networks.make, seed=self.seed, device=device)
+        before = made(judge.count("test"))
+        curves = {"step_curve": [0], "fid_curve": [judge.fid("test", before)]}
+        found = {"status": "diverged", "pictures_before": before[:PICTURES].flatten().cpu().numpy()}
+        pictures, lowest = before, numpy.inf
+        for end, values in fit(networks, images, self, "fine-tuning"):
+            lowest = min(lowest, values.pop("lowest_margin"))
+            for name, value in values.items():
+                curves.setdefault(f"{name}_curve", []).append(value)
+            if not all(map(numpy.isfinite, values.values())):
+                break
+            pictures = made(judge.count("test"))
+            curves["step_curve"].append(end)
+            curves["fid_curve"].append(judge.fid("test", pictures))
+        else:
+            found["status"] = "done"
+        done = found["status"] == "done"
+        validation = judge.fid("validation", made(judge.count("validation"))) if done else numpy.nan
+        return {
+            **found,
+            "pictures": pictures[:PICTURES].flatten().cpu().numpy(),
+            "fid_before": curves["fid_curve"][0],
+            "fid": curves["fid_curve"][-1] if done else numpy.nan,
+            "validation_fid": validation,
+            "validation_score": -validation,
+            "floor": judge.floor,
+            "expected_floor": judge.expected_floor,
+            "judged": judge.count("test"),
+            "classifier_accuracy": judge.accuracy,
+            "lowest_margin": lowest,
+            **curves,
+            "parameters": sum(p.numel() for p in networks.generator.parameters()),
+        }
+
+
+class Networks(NamedTuple):
+    """A generator, its critic, and the moving average of the generator, which makes the images that are judged."""
+
+    generator: style_gan.Generator
+    critic: style_gan.Critic
+    average: AveragedModel
+
+    @torch.no_grad()
+    def make(self, count: int, seed: int, device: torch.device) -> Tensor:
+        """uint8 images (count, channels, height, width); the same seed gives the same noise."""
+        random = torch.Generator(device).manual_seed(derived_seed("judged", seed))
+        parts = []
+        for begin in range(0, count, CHUNK):
+            z = torch.randn(min(CHUNK, count - begin), self.generator.latent, generator=random, device=device)
+            parts.append(to_bytes(self.average(z, random)))
+        return torch.cat(parts)
+
+
+def fit(networks: Networks, images: Tensor, task: FineTuning, phase: str) -> Iterator[tuple[int, dict[str, float]]]:
+    """Train both in turn, and after each piece yield the step and means since the last: losses and scores.
+
+    networks  changed in place
+    images    (n, channels, height, width) from -1 to 1
+    """
+    pretraining = phase == "pre-training"
+    steps = task.pretraining_steps if pretraining else task.steps
+    rate = task.pretraining_rate if pretraining else task.learning_rate
+    loss, device = margin_loss("logistic" if pretraining else task.loss), images.device
+    random = torch.Generator(device).manual_seed(derived_seed(f"{phase} noise", task.seed))
+    order = torch.Generator(device).manual_seed(derived_seed(f"{phase} order", task.seed))
+    maker, critic, average = networks
+    of_maker, of_critic = (torch.optim.Adam(net.parameters(), rate, BETAS, fused=True) for net in (maker, critic))
+    ends = [round(steps * piece / task.pieces) for piece in range(1, task.pieces + 1)]
+    sums, count = torch.zeros(4, device=device), 0
+    lowest = torch.full((), torch.inf, device=device)
+
+    def noise() -> Tensor:
+        return torch.randn(task.batch_size, maker.latent, generator=random, device=device)
+
+    for step in range(1, steps + 1):
+        real = images[torch.randint(len(images), (task.batch_size,), generator=order, device=device)]
+        with torch.no_grad():
+            made = maker(noise(), random)
+        margins = critic(torch.cat([real, made])) * torch.tensor([1.0, -1.0], device=device).repeat_interleave(
+            len(real)
+        )
+        critic_loss = 2 * loss(margins).mean()  # a mean over the real ones and one over the made ones
+        objective = critic_loss
+        if task.gamma and step % PENALTY_EVERY == 0:
+            objective = objective + PENALTY_EVERY * task.gamma / 2 * style_gan.gradient_penalty(critic, real)
+        of_critic.zero_grad()
+        objective.backward()
+        of_critic.step()
+
+        critic.requires_grad_(False)
+        scores = critic(maker(noise(), random))
+        maker_loss = loss(scores).mean()
+        of_maker.zero_grad()
+        maker_loss.backward()
+        of_maker.step()
+        critic.requires_grad_(True)
+        average.update_parameters(maker)
+
+        seen, count = margins.detach(), count + 1
+        sums += torch.stack([maker_loss.detach(), critic_loss.detach(), *seen.unflatten(0, (2, -1)).mean(1)])
+        lowest = torch.minimum(lowest, torch.cat([seen, scores.detach()]).min())
+        if step in ends:
+            names = ("generator_loss", "critic_loss", "real_margin", "made_margin")
+            yield step, dict(zip(names, (sums / count).tolist(), strict=True)) | {"lowest_margin": lowest.item()}
+            sums, count = torch.zeros_like(sums), 0
+
+
+def replace_loss(task: FineTuning) -> FineTuning:
+    """The task with what does not touch its pre-training set to one value, so that runs share the checkpoint."""
+    return FineTuning(
+        dataset=task.dataset, model=task.model, loss="logistic", learning_rate=1.0, seed=task.seed, source=task.source,
+        classes=task.classes, pretraining_rate=task.pretraining_rate, pretraining_steps=task.pretraining_steps,
+        batch_size=task.batch_size, gamma=task.gamma, pieces=1,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=2)
+def _pretrained(task: FineTuning, device: torch.device) -> Networks:
+    """The checkpoint from which the losses of a seed begin; kept in this process."""
+    shape = data.SETS[task.source].input_shape
+    maker, critic = style_gan.create(task.model, shape, derived_seed("initialisation", task.seed))
+    maker, critic = maker.to(device), critic.to(device)
+    decay = 0.5 ** (1 / HALF_LIFE)
+    networks = Networks(maker, critic, AveragedModel(maker, multi_avg_fn=get_ema_multi_avg_fn(decay)))
+    images = to_signed(select(task.source, "train", task.classes, without=True).to(device))
+    for _ in fit(networks, images, task, "pre-training"):
+        pass
+    return networks
+
+
+def select(dataset: str, part: str, classes: str = "", without: bool = False) -> Tensor:
+    """uint8 images (n, channels, height, width) of "train", "validation" or "test", of some classes or of the others.
+
+    The validation images are a tenth of the training images, the same for every seed: so all FIDs have one reference.
+    """
+    images, labels = _part(dataset, part)
+    if not classes:
+        return images
+    chosen = torch.isin(labels, torch.tensor([int(label) for label in classes]))
+    return images[chosen ^ without]
+
+
+def _part(dataset: str, part: str) -> tuple[Tensor, Tensor]:
+    found = data.load(dataset)
+    images, labels = (found.x_test, found.y_test) if part == "test" else (found.x_train, found.y_train)
+    images = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(labels).long()
+    if part != "test":
+        order = torch.randperm(len(labels), generator=generator("split", 0))
+        held = round(VALIDATION_SHARE * len(order))
+        order = order[:held] if part == "validation" else order[held:]
+        images, labels = images[order], labels[order]
+    return images, labels
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """uint8 images as float32 from -1 to 1."""
+    return images.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images from -1 to 1 as uint8, clipped."""
+    return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class Features(nn.Module):
+    """uint8 images (B, channels, height, width) to what the last layer of a classifier sees, (B, num_features)."""
+
+    def __init__(self, classifier: nn.Sequential, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.layers, self.mean, self.std = classifier[:-1], mean, std
+        self.num_features = classifier[-1].in_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(data.standardise(images.float() / 255, self.mean, self.std))
+
+
+def classifier(dataset: str, device: torch.device) -> tuple[Features, float]:
+    """The small convolutional network trained on the training split: its features, and its accuracy on the test set."""
+    spec, (images, labels) = data.SETS[dataset], _part(dataset, "train")
+    mean, std = data.channel_statistics(data.load(dataset).x_train)
+    network = models.create("cnn_small", spec.input_shape, len(spec.classes), derived_seed("classifier", 0)).to(device)
+    images, labels = data.standardise(images.float() / 255, mean, std).to(device), labels.to(device)
+    epochs, order = 20 if dataset == "digits" else 3, generator("classifier order", 0)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * (len(images) // 128))
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images), generator=order).to(device).split(128):
+            if len(batch) == 128:
+                optimiser.zero_grad()
+                F.cross_entropy(network(images[batch]), labels[batch]).backward()
+                optimiser.step()
+                schedule.step()
+    network.eval().requires_grad_(False)
+    features, (images, labels) = Features(network, mean, std), _part(dataset, "test")
+    right = [
+        (network[-1](features(image.to(device))).argmax(1).cpu() == label).sum().item()
+        for image, label in zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
+    ]
+    return features, sum(right) / len(labels)
+
+
+class Judge:
+    """FID of images to the test images, and to the validation images, of some classes of a data set."""
+
+    def __init__(self, dataset: str, classes: str, samples: int, device: torch.device):
+        features, self.accuracy = classifier(dataset, device)
+        self.metrics = {}
+        for part in ("test", "validation"):
+            real = select(dataset, part, classes)[:samples].to(device)
+            # a copy each, because a metric puts its network on its own device and mode
+            metric = FrechetInceptionDistance(copy.deepcopy(features), reset_real_features=False).to(device)
+            for images in real.split(CHUNK):
+                metric.update(images, real=True)
+            self.metrics[part] = metric
+        count = self.count("test")
+        reference = select(dataset, "train", classes)[:count].to(device)
+        self.floor = self.fid("test", reference)
+        seen = torch.cat([features(images) for images in reference.split(CHUNK)]).double()
+        self.expected_floor = expected_fid(torch.cov(seen.T), count, len(reference))
+
+    def count(self, part: str) -> int:
+        """Real images of a part, and how many made ones they are to be compared with."""
+        return int(self.metrics[part].real_features_num_samples)
+
+    def fid(self, part: str, images: Tensor) -> float:
+        """FID of uint8 images (n, channels, height, width) to the real ones of "test" or "validation"."""
+        metric = self.metrics[part]
+        metric.reset()
+        for some in images.split(CHUNK):
+            metric.update(some, real=False)
+        return metric.compute().item()
+
+
+_judge = functools.lru_cache(maxsize=2)(Judge)
+
+
+def expected_fid(covariance: Tensor, n: int, m: int) -> float:
+    """What FID comes to, to first order, for two samples of n and m from one Gaussian: it is not zero.
+
+    With eigenvalues λ of the covariance: (1/n + 1/m) / 2 (2 Σ_i λ_i + Σ_i λ_i / 2 + Σ_ij λ_i λ_j / (λ_i + λ_j)).
+    The first sum is the means' share. For the unit matrix and n = m this is (2d + d (d + 1) / 2) / n.
+    """
+    values = torch.linalg.eigvalsh(covariance).clamp_min(0)
+    pairs = torch.outer(values, values) / (values[:, None] + values).clamp_min(torch.finfo(values.dtype).tiny)
+    return ((1 / n + 1 / m) / 2 * (2.5 * values.sum() + pairs.sum())).item()
+
+
+def runs(profile: str, dataset: str, model: str) -> Runs:
+    """Every loss at every learning rate with every seed; nothing is tuned beforehand, the table shows all rates.
+
+    The best rate of a loss is read off the validation FIDs; the rate shared by all is the logistic loss's best.
+    """
+    check_name("dataset", dataset, BEGINNINGS)
+    source, classes = BEGINNINGS[dataset]
+    compared, seeds, rates = LOSSES, (0, 1, 2), (3e-3,)
+    if profile == "smoke":
+        compared, seeds = LOSSES[:2], (0, 1)
+        settings = dict(pretraining_steps=16, steps=8, pieces=2, samples=100)
+    elif profile == "quick":
+        settings = dict(pretraining_steps=400, steps=160, pieces=4, samples=500)
+    elif model == "style_small":
+        settings = dict(pretraining_steps=2000, steps=320, pieces=4)
+    else:
+        rates = (1e-3, 3e-3, 9e-3)
+        settings = dict(pretraining_steps=10000, steps=3000, batch_size=64, samples=10000, pieces=10)
+    return Runs(
+        tuple(
+            FineTuning(dataset=dataset, model=model, loss=loss, learning_rate=rate, seed=seed, source=source,
+                       classes=classes, **settings)
+            for seed in seeds
+            for rate in rates
+            for loss in compared
+        )
+    )  # fmt: skip
