@@ -1,15 +1,19 @@
 """The rooted losses: stable where the naive forms are not, true to their limits; their derivation against autograd."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossbook import losses
 from lossbook.losses.rooted import rooted
+from lossbook.symbolic import fourier_loss
+from lossbook.symbolic import rooted_logistic as derived
 
 ks = st.floats(0.6, 30)
 seeds = st.integers(0, 2**32 - 1)
@@ -230,3 +234,247 @@ def test_calibration_factor_where_there_is_none():
         assert losses.calibration_factor(spec) is None
     with pytest.raises(ValueError, match="rooted_logistic"):
         losses.calibration_factor("rooted_logistics")
+
+
+# --- the derivation against autograd -------------------------------------------------------------------------
+
+
+def second(function, at):
+    """Diagonal of the second derivatives of a function that acts on each entry."""
+    at = at.clone().requires_grad_()
+    (first,) = torch.autograd.grad(function(at).sum(), at, create_graph=True)
+    return torch.autograd.grad(first.sum(), at)[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(k=st.floats(0.6, 20), m=st.floats(0.5, 5), seed=seeds)
+def test_derived_slopes_and_curvatures_of_the_margin_equal_autograd(k, m, seed):
+    u = torch.from_numpy(np.random.default_rng(seed).uniform(-4, 8, 20))
+    arguments = (derived.u, derived.k, derived.m)
+    for function, formulas in (
+        (lambda u: CONVEX(u, k=k), (derived.convex(), derived.convex_slope(), derived.convex_curvature())),
+        (lambda u: BOUNDED(u, k=k, m=m), (derived.bounded(), derived.bounded_slope(), derived.bounded_curvature())),
+    ):
+        expected = (sympy.lambdify(arguments, formula, "numpy")(u.numpy(), k, m) for formula in formulas)
+        for found, stated in zip((function(u), slope(function, u), second(function, u)), expected, strict=True):
+            np.testing.assert_allclose(found.numpy(), stated, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("classes", range(2, 7))
+@pytest.mark.parametrize("k", [0.7, 1.0, 2.5, 10.0])
+def test_derived_gradient_and_hessian_in_the_logits_equal_autograd(classes, k):
+    p = fourier_loss.vector("p", classes, positive=True)
+    gradient = sympy.lambdify([*p, derived.q], derived.power_gradient(p, 0), "numpy")
+    hessian = sympy.lambdify([*p, derived.q], derived.power_hessian(p, 0), "numpy")
+    for seed in range(5):
+        z = example(classes, seed)[0][0]
+        values = torch.softmax(z, 0).tolist()
+        for exponent, function in (
+            (-1 / k, lambda z: losses.rooted_logistic(z, torch.tensor(0), k=k)),
+            (1 / k, lambda z: losses.rooted_bounded(z, torch.tensor(0), k=k, m=k)),
+        ):
+            np.testing.assert_allclose(slope(function, z), gradient(*values, exponent)[:, 0], atol=1e-10)
+            found = torch.autograd.functional.hessian(function, z)
+            np.testing.assert_allclose(found, hessian(*values, exponent), rtol=1e-10, atol=1e-10)
+
+
+# --- the claims ----------------------------------------------------------------------------------------------
+
+
+def linear(form, data):
+    """Mean loss of a linear model as a function of its weights; the signs of the labels are in the rows of data."""
+    return lambda w: form(data @ w).mean()
+
+
+def hessian(form, data, w):
+    return torch.autograd.functional.hessian(linear(form, data), w)
+
+
+def rooted_at(k):
+    return lambda u: CONVEX(u, k=k)
+
+
+def logistic(u):
+    return -torch.nn.functional.logsigmoid(u)
+
+
+def not_separable(seed=0, examples=300, features=6, axis=None):
+    """Rows x_i y_i with unequal scales of the features; labels from a random direction or one axis, 15 % flipped."""
+    rng = np.random.default_rng(seed)
+    direction = rng.standard_normal(features) if axis is None else np.eye(features)[axis]
+    x = rng.standard_normal((examples, features)) * np.geomspace(1, 0.3, features)
+    y = np.sign(x @ direction) * np.where(rng.random(examples) < 0.15, -1, 1)
+    return torch.from_numpy(x * y[:, None])
+
+
+def newton(form, data):
+    w = torch.zeros(data.shape[1], dtype=torch.float64)
+    for _ in range(30):
+        w = w - torch.linalg.solve(hessian(form, data, w), slope(linear(form, data), w))
+    assert slope(linear(form, data), w).norm() < 1e-10
+    return w
+
+
+@settings(deadline=None, max_examples=40)
+@given(k=st.floats(0.3, 50), u=st.floats(-2.5, 15))
+def test_strictly_convex_and_at_least_as_strict_as_logistic(k, u):
+    u = torch.tensor([u]).double()
+    curvature, plain = second(rooted_at(k), u), second(logistic, u)
+    ratio = sympy.lambdify((derived.u, derived.k), derived.curvature_ratio(), "numpy")(u.item(), k)
+    assert curvature > 0 and curvature > plain
+    assert (curvature / plain).item() == pytest.approx(ratio, rel=1e-8)
+
+
+@pytest.mark.parametrize("k", [0.5, 1.0, 3.0, 20.0])
+def test_strictly_convex_in_the_weights_if_and_only_if_the_rank_is_full(k):
+    data = not_separable(examples=20)
+    twice = torch.cat([data, data[:, :1] - data[:, 1:2]], 1)
+    w = torch.from_numpy(np.random.default_rng(1).standard_normal(7)) / 3
+    assert torch.linalg.eigvalsh(hessian(rooted_at(k), data, w[:6]))[0] > 1e-4
+    assert torch.linalg.eigvalsh(hessian(rooted_at(k), twice, w))[0].abs() < 1e-12
+
+
+@pytest.mark.parametrize("k", [0.5, 1.0, 3.0, 20.0, 200.0])
+def test_hessian_exceeds_the_logistic_one_at_every_point(k):
+    data = not_separable(examples=40)
+    for seed in range(20):
+        w = torch.from_numpy(np.random.default_rng(seed).standard_normal(6)) / 3
+        difference = hessian(rooted_at(k), data, w) - hessian(logistic, data, w)
+        assert torch.linalg.eigvalsh(difference)[0] > 0
+
+
+def test_without_the_factor_k_only_for_small_k():
+    """(1/k) of the curvature exceeds the logistic one up to a threshold, 2.07 at the margin 0."""
+    zero = torch.zeros(1).double()
+    for k, exceeds in ((2.0, True), (2.06, True), (2.08, False), (10.0, False)):
+        assert bool(second(rooted_at(k), zero) / k > second(logistic, zero)) is exceeds
+
+
+def test_condition_number_is_the_same_at_the_start_and_goes_either_way_later():
+    """At the optimum smaller if the labels depend on the flattest feature, larger if on the steepest."""
+    zero, form = torch.zeros(6).double(), rooted_at(1.0)
+    for seed, (axis, worse) in enumerate([(0, True), (-1, False)] * 3):
+        data = not_separable(seed, axis=axis)
+        at_start = [torch.linalg.cond(hessian(f, data, zero)).item() for f in (logistic, form)]
+        assert at_start[0] == pytest.approx(at_start[1], rel=1e-10)
+        quotient = [torch.linalg.cond(hessian(f, data, newton(f, data))) for f in (form, logistic)]
+        assert bool(quotient[0] > quotient[1]) is worse
+    axes = torch.diag(torch.tensor([3.0, 1.0])).double()  # two examples, the first along the steep axis
+    for margins, worse in (([-3.0, 1.0], True), ([0.3, -1.0], False)):
+        w = torch.linalg.solve(axes, torch.tensor(margins).double())
+        pair = [torch.linalg.eigvalsh(hessian(f, axes, w)) for f in (form, logistic)]
+        ratio = [(second(form, u) / second(logistic, u)).item() for u in torch.tensor(margins).double().split(1)]
+        assert (ratio[0] > ratio[1]) is worse
+        assert pair[0].prod() / pair[1].prod() == pytest.approx(ratio[0] * ratio[1])
+
+
+@pytest.mark.parametrize(("axis", "gain"), [(0, False), (-1, True)])
+def test_faster_at_a_shared_step_but_at_the_best_step_only_if_better_conditioned(axis, gain):
+    data = not_separable(axis=axis).numpy()
+    forms = {"logistic": sympy.diff(derived.logistic(), derived.u)}
+    forms |= {k: derived.convex_slope().subs(derived.k, k) for k in (1, 3)}
+    forms = {name: sympy.lambdify(derived.u, formula, "numpy") for name, formula in forms.items()}
+
+    def iterations(form, step, most=1500):
+        w, enough = np.zeros(6), None
+        for count in range(most):
+            gradient = data.T @ form(data @ w) / len(data)
+            enough = enough or 1e-6 * np.linalg.norm(gradient)
+            if np.linalg.norm(gradient) <= enough:
+                return count
+            w = w - step * gradient
+            if np.abs(data @ w).max() > 200:
+                break
+        return most
+
+    shared = {name: iterations(form, 1.0) for name, form in forms.items()}
+    best = dict.fromkeys(forms, 1500)
+    for name, step in itertools.product(forms, 2.0 ** np.arange(5, -1.1, -0.25)):
+        best[name] = min(best[name], iterations(forms[name], step, best[name]))
+    assert shared[1] < shared[3] < 0.7 * shared["logistic"]
+    assert all((best[k] < best["logistic"]) is gain for k in (1, 3))
+    assert best[1] / best["logistic"] > 2 * shared[1] / shared["logistic"]
+
+
+@pytest.mark.parametrize("k", [3.0, 5.0])
+def test_slope_is_unbounded_so_that_no_step_is_safe_everywhere(k):
+    """Both derivatives grow like (1 + e^{-u})^{1/k}; those of the logistic loss stay below 1 and 1/4."""
+    u = torch.tensor([-2.0, -8.0, -28.0]).double()
+    assert (slope(logistic, u).abs() <= 1).all() and (second(logistic, u) <= 0.25).all()
+    growth = (1 + torch.exp(-u)) ** (1 / k)
+    assert (slope(rooted_at(k), u) / growth)[-1].item() == pytest.approx(-1)
+    assert (second(rooted_at(k), u) / growth)[-1].item() == pytest.approx(1 / k)
+    assert second(rooted_at(k), u)[-1] > 50
+
+
+@pytest.mark.parametrize("form", [logistic, rooted_at(1.0), rooted_at(3.0), lambda u: BOUNDED(u, k=3.0, m=3.0)])
+def test_on_separable_data_the_direction_is_that_of_the_minimum_norm_solution(form):
+    """An exponential tail, and descent whose step grows as the loss falls: it turns to the largest margin."""
+    far = torch.tensor([25.0]).double()
+    assert (-slope(form, far) * far.exp()).item() == pytest.approx(1, rel=1e-9)
+    data = torch.tensor([[1.0, 0.2], [0.3, 1.0], [3.0, 1.0]]).double()
+    least = torch.linalg.solve(data[:2], torch.ones(2).double())  # both constraints u_i >= 1 are tight there
+    assert (data @ least >= 1 - 1e-12).all() and (torch.linalg.solve(data[:2].T, least) > 0).all()
+    w = torch.tensor([3.0, -1.0]).double()
+    start = torch.cosine_similarity(w, least, 0)
+    for _ in range(1500):
+        w = w - 0.1 * slope(linear(form, data), w) / linear(form, data)(w)
+    assert start < 0.6 and torch.cosine_similarity(w, least, 0) > 0.9995
+
+
+def test_on_data_that_is_not_separable_the_minimisers_differ():
+    data = not_separable()
+    plain, w = newton(logistic, data), newton(rooted_at(1.0), data)
+    assert torch.cosine_similarity(plain, w, 0) < 0.9999 and w.norm() < 0.6 * plain.norm()
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=seeds, classes=st.integers(2, 8), k=st.floats(0.7, 10))
+def test_bounded_form_is_convex_exactly_where_the_label_has_probability_one_in_k_plus_one(seed, classes, k):
+    """And the convex form everywhere: not the loss of the theory, then, whatever the factor."""
+    rng = np.random.default_rng(seed)
+    z = torch.from_numpy(rng.uniform(-1.5, 1.5, classes))
+    z[0] = z[1:].logsumexp(0) - math.log(k) + rng.uniform(0.05, 1) * rng.choice([-1, 1])  # near the border
+    p = torch.softmax(z, 0)[0]
+    first = torch.tensor(0)
+    bounded = torch.autograd.functional.hessian(lambda z: losses.rooted_bounded(z, first, k=k), z)
+    convex = torch.autograd.functional.hessian(lambda z: losses.rooted_logistic(z, first, k=k), z)
+    assert torch.linalg.eigvalsh(convex)[0] > -1e-9
+    assert bool(torch.linalg.eigvalsh(bounded)[0] > -1e-9) is bool(p >= 1 / (k + 1))
+    share = derived.definiteness().subs({derived.q: 1 / k, derived.p: p.item()})
+    assert bool(share >= 0) is bool(p >= 1 / (k + 1))
+
+
+@settings(deadline=None, max_examples=20)
+@given(k=st.floats(1.2, 20), truth=st.floats(0.02, 0.98))
+def test_optimal_margin_of_a_known_share_of_labels(k, truth):
+    for root, form in ((k, rooted_at(k)), (-k, lambda u: BOUNDED(u, k=k))):
+        u = torch.tensor([float(derived.optimal_margin(root).subs(derived.eta, truth))], dtype=torch.float64)
+
+        def risk(u, form=form):
+            return truth * form(u) + (1 - truth) * form(-u)
+
+        assert slope(risk, u).abs() < 1e-10 * (1 + u.abs().exp())
+        assert (risk(u) <= risk(u + 0.1)) and (risk(u) <= risk(u - 0.1))
+
+
+@pytest.mark.parametrize("k", [1.0, 2.0, 8.0])
+def test_gradient_is_that_of_tilted_risk_times_a_positive_number(k):
+    data = not_separable()
+    for form, tilt in ((rooted_at(k), 1 / k), (lambda u: BOUNDED(u, k=k, m=k), -1 / k)):
+        w = torch.from_numpy(np.random.default_rng(3).standard_normal(6)) / 3
+
+        def tilted(w, tilt=tilt):
+            return (torch.logsumexp(tilt * logistic(data @ w), 0) - math.log(len(data))) / tilt
+
+        torch.testing.assert_close(slope(linear(form, data), w), torch.exp(tilt * tilted(w)) * slope(tilted, w))
+
+
+def test_excess_over_cross_entropy_is_half_of_the_mean_square_over_k():
+    z, labels, _ = example(5, 0, batch=50)
+    ce = losses.cross_entropy(z, labels)
+    penalty = (ce.mean() ** 2 + ce.var(unbiased=False)).item() / 2
+    for k, tolerance in ((1e2, 0.01), (1e4, 1e-4)):
+        assert (k * (losses.rooted_logistic(z, labels, k=k) - ce).mean()).item() == pytest.approx(
+            penalty, rel=tolerance
+        )
