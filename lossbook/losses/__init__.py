@@ -12,6 +12,7 @@ from lossbook.losses.likelihood import (
 )
 from lossbook.losses.pointwise import categorical_hinge, hinge, huber, log_cosh, poisson, squared_hinge
 from lossbook.losses.ranking import average_precision_hinge, ndcg_hinge
+from lossbook.losses.regression import pinball, tukey
 from lossbook.losses.robust import gce, js, nce_rce, sce
 from lossbook.losses.rooted import (
     calibration_factor,
@@ -51,6 +52,7 @@ __all__ = [
     "nce_rce",
     "ndcg_hinge",
     "parse",
+    "pinball",
     "poisson",
     "rooted_bounded",
     "rooted_bounded_binary",
@@ -59,4 +61,5 @@ __all__ = [
     "rps",
     "sce",
     "squared_hinge",
+    "tukey",
 ]
