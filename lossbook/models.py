@@ -19,6 +19,15 @@ def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, num_classes))
 
 
+def mlp_dropout(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """The same with dropout: a fifth of the inputs and half of the hidden units are left out at each step."""
+    layers: list[nn.Module] = []
+    for layer in mlp(input_shape, num_classes):
+        layers += [layer, nn.Dropout(0.2)] if isinstance(layer, nn.Flatten) else [layer]
+        layers += [nn.Dropout(0.5)] if isinstance(layer, nn.ReLU) else []
+    return nn.Sequential(*layers)
+
+
 def cnn_small(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Two strided convolutions (16, 32 channels, batch norm) and a hidden layer: seconds an epoch on a CPU core."""
     channels, height, width = input_shape
@@ -161,9 +170,18 @@ class Stack(nn.Module):
         return torch.vmap(one)(dict(zip(self.names, self.values, strict=True)), images)
 
 
-MODELS = {"mlp": mlp, "cnn_small": cnn_small, "cnn8": cnn8, "resnet18": resnet18, "vit": vit, "airbench": Airbench}
+MODELS = {
+    "mlp": mlp,
+    "mlp_dropout": mlp_dropout,
+    "cnn_small": cnn_small,
+    "cnn8": cnn8,
+    "resnet18": resnet18,
+    "vit": vit,
+    "airbench": Airbench,
+}
 WIDE = ("cnn8", "resnet18", "airbench")  # of many channels
-STACKABLE = ("mlp",)  # stacked convolutions become grouped ones, which are slow
+PERCEPTRONS = ("mlp", "mlp_dropout")  # of any input, tables too
+STACKABLE = ("mlp",)  # stacked convolutions become grouped ones, which are slow; dropout differs from run to run
 
 
 def lookup(name: str):
@@ -178,7 +196,7 @@ def create(name: str, input_shape: tuple[int, ...], num_classes: int, seed: int 
     The rows of a table, input_shape (features,), are for the multi-layer perceptron.
     """
     build = lookup(name)
-    if len(input_shape) != 3 and name != "mlp":
+    if len(input_shape) != 3 and name not in PERCEPTRONS:
         raise ValueError(f"{name} was given inputs of shape {tuple(input_shape)}; allowed: images; use mlp for a table")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -191,6 +191,30 @@ def rooted_deep(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     return grids
 
 
+def regularised_likelihood(profile: str, dataset: str, model: str) -> dict[str, Grid]:
+    """The recipe of the study notes (maximum likelihood, dropout, weight decay, momentum), and without each in turn."""
+    if model not in models.PERCEPTRONS:
+        raise ValueError(f"model={model!r} was given; allowed: mlp, whose dropout is what is tried")
+    seeds, epochs, factors = {
+        "smoke": ((0, 1), 2, (1.0,)),
+        "quick": ((0, 1, 2), 20, (0.3, 1.0, 3.0)),
+        "paper": (tuple(range(5)), 40, FACTORS),
+    }[profile]
+    recipe = dict(model="mlp_dropout", optimiser="sgd", weight_decay=5e-4, batch_size=64, train_size=1000)
+    if profile != "smoke" and dataset != "digits":
+        recipe |= dict(train_size=5000, batch_size=128)
+    rates = tuple(float(f"{0.05 * factor:.4g}") for factor in factors)
+    whole = Grid(("cross_entropy",), (("none", 0.0),), seeds, epochs, rates, recipe=recipe)
+    changes = {
+        "without dropout": dict(model="mlp"),
+        "without weight decay": dict(weight_decay=0.0),
+        "without momentum": dict(optimiser="sgd_plain"),
+        "without all three": dict(model="mlp", weight_decay=0.0, optimiser="sgd_plain"),
+    }
+    grids = {"whole recipe": whole, "squared error": replace(whole, losses=("brier",), matched=True)}
+    return grids | {name: replace(whole, recipe=recipe | change) for name, change in changes.items()}
+
+
 def airbench(profile: str, dataset: str, model: str) -> Grid:
     """CIFAR10 in ten epochs: the recipe on all training images, none held out."""
     names = ("label_smoothing(epsilon=0.2)", "cross_entropy")
@@ -216,6 +240,10 @@ EXPERIMENTS: dict[str, tuple[Callable[[str, str, str], Grid | dict[str, Grid]], 
     "noisy_images": (noisy_images, PAPER),
     "loss_study": (loss_study, STUDY_SETS),
     "rooted_deep": (rooted_deep, ROOTED_SETS),
+    "regularised_likelihood": (
+        regularised_likelihood,
+        (("mnist", "mlp"), ("fashion_mnist", "mlp"), ("cifar10", "mlp")),
+    ),
     "airbench": (airbench, (("cifar10", "airbench"),)),
 }
 
@@ -305,13 +333,15 @@ def _classifiers(
     grid = replace(grid, **changes)
     of_images = experiment == "noisy_images"
 
+    classes = len(data.spec(dataset).classes)
+    scales = {loss: losses.gradient_scale(loss, classes) if grid.matched else 1.0 for loss in grid.losses}
+
     def configure(loss: str, kind: str, level: float, rate: float, seed: int) -> Config:
+        # rounded, so that the same run has the same hash on every processor
+        rate = float(f"{rate / scales[loss]:.4g}") if grid.matched else rate
         noisy = dict(image_noise=kind, image_level=level) if of_images else dict(noise_kind=kind, noise_rate=level)
-        if grid.matched:
-            # rounded, so that the same run has the same hash on every processor
-            rate = float(f"{rate / losses.gradient_scale(loss, len(data.spec(dataset).classes)):.4g}")
-        return Config(dataset=dataset, model=model, loss=loss, learning_rate=rate, epochs=grid.epochs, panel=of_images,
-                      seed=seed, **noisy, **grid.recipe)  # fmt: skip
+        fields = dict(dataset=dataset, model=model, loss=loss, learning_rate=rate, epochs=grid.epochs, panel=of_images)
+        return Config(**(fields | noisy | grid.recipe), seed=seed)
 
     rates = grid.learning_rates
     tuning = [configure(loss, *grid.tuning_noise, rate, TUNING_SEED) for rate in rates for loss in grid.losses]

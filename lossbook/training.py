@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lossbook import __version__, data, losses, models, noise
 from lossbook.checks import check_name, check_range
 
-OPTIMISERS = ("adam", "sgd", "airbench")
+OPTIMISERS = ("adam", "sgd", "sgd_plain", "airbench")
 AUGMENTATIONS = ("none", "shift_flip", "crop_flip")
 VIEWS = (1, 2, 6)
 MODES = ("exact", "fast")
@@ -50,8 +50,8 @@ class Config:
     image_level    in the unit of that kind: see `noise.corrupt_images`
     augment        "none"; "shift_flip": shift by up to 4 pixels, and flip left-right at random; "crop_flip": shift by
                    up to 2, and flip in every second epoch
-    optimiser      "adam"; "sgd" (momentum 0.9); "airbench" (momentum 0.85, Nesterov; biases at 64 times the rate; every
-                   fifth step goes on from a slow average of the weights)
+    optimiser      "adam"; "sgd" (momentum 0.9); "sgd_plain" (without); "airbench" (momentum 0.85, Nesterov; biases at
+                   64 times the rate; every fifth step goes on from a slow average of the weights)
     learning_rate  at the start, from where it falls to zero along a cosine; for "airbench" at its highest
     weight_decay   coupled L2
     epochs         passes over the training split
@@ -61,7 +61,8 @@ class Config:
     validation_share  of the training images, held out
     views          of each test image in the final accuracy: 1; 2, with its mirror image; 6, also shifted by a pixel
     panel          also judge the trained network on the corrupted test sets of PANEL
-    seed           gives one generator each for split, initialisation, order, label noise, image noise, augmentation
+    seed           gives one generator each for split, initialisation, order, label noise, image noise, augmentation,
+                   dropout
     """
 
     dataset: str = "digits"
@@ -129,7 +130,10 @@ class Config:
         if self.noise_kind == "asymmetric" and self.dataset not in noise.ASYMMETRIC_MAPS:
             raise ValueError(f"{self.dataset} has no standard asymmetric map; allowed: symmetric, uniform, pair, ring")
         if self.dataset in data.TABLES:
-            for name, value in dict(image_noise="none", augment="none", views=1, panel=False, model="mlp").items():
+            if self.model not in models.PERCEPTRONS:
+                allowed = ", ".join(models.PERCEPTRONS)
+                raise ValueError(f"model={self.model!r} was given for {self.dataset}, a table; allowed: {allowed}")
+            for name, value in dict(image_noise="none", augment="none", views=1, panel=False).items():
                 if getattr(self, name) != value:
                     raise ValueError(
                         f"{name}={getattr(self, name)!r} was given for {self.dataset}, a table; allowed: {value!r}"
@@ -414,7 +418,8 @@ def train_together(configs: Sequence[Config], device: str | torch.device | None 
     if len(configs) > 1 and (len(groups) > 1 or None in groups):
         raise ValueError(f"{len(configs)} configurations of {len(groups)} groups were given; allowed: one group")
     device = torch.device(device) if device is not None else default_device()
-    with arithmetic(configs[0].mode, device):
+    with arithmetic(configs[0].mode, device), torch.random.fork_rng():
+        torch.manual_seed(derived_seed("dropout", configs[0].seed))  # dropout takes torch's own generator
         return _train(configs, [prepare(config, device) for config in configs], device)
 
 
@@ -593,8 +598,8 @@ def _optimiser(config: Config, network: nn.Module, device: torch.device) -> torc
     settings = dict(weight_decay=config.weight_decay, fused=True)
     if config.optimiser == "adam":
         return torch.optim.Adam(groups, **settings, capturable=device.type == "cuda")
-    if config.optimiser == "sgd":
-        return torch.optim.SGD(groups, **settings, momentum=0.9)
+    if config.optimiser in ("sgd", "sgd_plain"):
+        return torch.optim.SGD(groups, **settings, momentum=0.9 if config.optimiser == "sgd" else 0.0)
     return torch.optim.SGD(groups, **settings, momentum=0.85, nesterov=True)
 
 

@@ -79,6 +79,20 @@ def test_tables_train(dataset):
     assert row["nll"] == row["nll_rescaled"] and row["calibration_error"] == row["calibration_error_rescaled"]
 
 
+def test_dropout_is_drawn_from_the_seed_of_the_run():
+    """The same row twice, whatever was drawn elsewhere; and no dropout at the test."""
+    config = Config(model="mlp_dropout", **SMALL)
+    torch.manual_seed(1)
+    one = comparable(train(config, CPU))
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert comparable(train(config, CPU)) == one and torch.equal(torch.get_rng_state(), before)
+    network = models.create("mlp_dropout", (1, 8, 8), 10).eval()
+    plain = models.create("mlp", (1, 8, 8), 10)
+    images = torch.rand(5, 1, 8, 8)
+    assert torch.equal(network(images), plain(images)) and not torch.equal(network.train()(images), plain(images))
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 def test_transformer(shape):
     """The seed decides it, every parameter of it is trained, and grey images enter at the scale of coloured ones."""
