@@ -4,6 +4,7 @@ import math
 
 import pytest
 import pytorch_metric_learning
+import sympy
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from lossbook import losses, models
 from lossbook.losses import hypersphere
+from lossbook.symbolic import pod as derived
 
 EACH = pytest.mark.parametrize("name", list(hypersphere.HEADS))
 FIXED = ["pod", "squared_cosine", "fixed_etf", "pedcc", "am_softmax", "arcface", "sphereface"]
@@ -187,6 +189,24 @@ def test_complement_entropy():
     torch.testing.assert_close(hypersphere.complement_entropy(z, y), torch.special.entr(q).sum(1) / 4)
     even = hypersphere.complement_entropy(F.one_hot(y, 5).double() * 3, y)
     torch.testing.assert_close(even, torch.full_like(even, math.log(4) / 4))
+
+
+def test_neural_collapse_measures():
+    """Zero for features at their centroids, whatever the common shift and scale; and the definition elsewhere."""
+    z, y, a = sample(200)
+    collapsed = hypersphere.neural_collapse(3 * a[y] + 1, y, 5)
+    assert max(collapsed.values()) < 1e-12
+    found = hypersphere.neural_collapse(z, y, 5)
+    means = torch.stack([z[y == j].mean(0) for j in range(5)])
+    within = sum((z[i] - means[y[i]]).outer(z[i] - means[y[i]]) for i in range(200)) / 200
+    between = (means - means.mean(0)).T @ (means - means.mean(0)) / 5
+    expected = (within @ torch.linalg.pinv(between, rtol=1e-10)).trace() / 5
+    assert found["within_class"] == pytest.approx(expected.item())
+    cosines = pairs(F.normalize(means - means.mean(0)))
+    assert found["equiangular"] == pytest.approx(cosines.std(correction=0).item())
+    assert found["simplex"] == pytest.approx((cosines + 1 / 4).abs().mean().item())
+    with pytest.raises(ValueError, match="neural_collapse"):
+        hypersphere.neural_collapse(z[y < 4], y[y < 4], 5)
 
 
 # --- heads ---------------------------------------------------------------------------------------------------
@@ -410,3 +430,108 @@ def test_terms_compiled_and_vmapped():
     torch._dynamo.reset()
     compiled = torch.compile(hypersphere.decorrelation, fullgraph=True, backend="aot_eager")(z, y, a)
     torch.testing.assert_close(compiled, hypersphere.decorrelation(z, y, a))
+
+
+# --- the derivation against autograd ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+def test_symbolic_simplex_both_ways(n):
+    """Closed form and recursion: exact cosines and a tight frame, equal to the numbers up to a rotation."""
+    for points in (derived.simplex(n), derived.recursive_simplex(n)):
+        gram = (points * points.T).applyfunc(sympy.simplify)
+        assert gram == sympy.Matrix(n, n, lambda i, j: 1 if i == j else sympy.Rational(-1, n - 1))
+        assert (points.T * points).applyfunc(sympy.simplify) == sympy.Rational(n, n - 1) * sympy.eye(n - 1)
+        assert gram.rank() == n - 1
+        ours = hypersphere.simplex_centroids(n, n + 2)
+        exact = torch.tensor(gram.tolist(), dtype=torch.float64)
+        torch.testing.assert_close(ours @ ours.T, exact, rtol=0, atol=1e-14)
+
+
+def test_gram_matrix_for_any_number_of_classes():
+    """G² = C/(C-1) G and tr G = C with C symbolic: a projector of rank C - 1, times C/(C-1)."""
+    a, b = derived.gram()
+    scaled = [sympy.factor(x * derived.C / (derived.C - 1)) for x in (a, b)]
+    assert [sympy.simplify(x - y) for x, y in zip(derived.product((a, b), (a, b)), scaled, strict=True)] == [0, 0]
+    trace = derived.C * (a + b)
+    assert sympy.simplify(trace - derived.C) == 0
+    assert sympy.simplify(trace / (derived.C / (derived.C - 1)) - (derived.C - 1)) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(r=st.floats(0.01, 100), c=st.floats(-1, 1), delta=st.floats(0.01, 100))
+def test_slopes_in_radius_and_angle_equal_autograd(r, c, delta):
+    """`radial_slope` and `angular_slope` against the loss that trains, along the radius and along the sphere."""
+    arguments = (derived.r, derived.c, derived.delta)
+    stated = [float(sympy.lambdify(arguments, f())(r, c, delta)) for f in (derived.radial_slope, derived.angular_slope)]
+    a = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+
+    def loss(r, c):
+        z = r * torch.stack([c, (1 - c * c).clamp_min(1e-300).sqrt()])
+        return hypersphere.norm_adaptive_cosine(z, torch.tensor(0), a, delta=delta)
+
+    found = torch.func.grad(loss, argnums=(0, 1))(*torch.tensor([r, c], dtype=torch.float64))
+    tolerance = {"abs": 1e-10, "rel": 1e-10}
+    assert found[0].item() == pytest.approx(stated[0], **tolerance)
+    if abs(c) < 1 - 1e-6:
+        assert found[1].item() == pytest.approx(stated[1], **tolerance)
+
+
+@pytest.mark.parametrize("n", range(2, 13))
+def test_symbolic_gradient_equals_autograd(n):
+    z, a = (list(derived.vectors(letter, 1, n)) for letter in "za")
+    function = sympy.lambdify([*z, *a, derived.delta], list(derived.gradient(z, a)), "numpy")
+    for seed, delta in enumerate((0.0, 0.3, 2.0)):
+        x, y, vectors = sample(1, 3, 12, seed)
+        x, vectors = x[0, :n], F.normalize(vectors[:, :n])
+        loss = torch.func.grad(lambda x, v=vectors, y=y, d=delta: hypersphere.norm_adaptive_cosine(x, y[0], v, delta=d))
+        stated = torch.tensor(function(*x.tolist(), *vectors[y[0]].tolist(), delta), dtype=torch.float64)
+        torch.testing.assert_close(loss(x), stated, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("batch", "dim"), [(2, 2), (2, 4), (4, 3), (5, 5)])
+def test_symbolic_decorrelation_and_lagrange(batch, dim):
+    """The term lambdified equals the one that trains; (tr S)² - ‖S‖² is the sum of squared minors."""
+    errors = derived.vectors("e", batch, dim)
+    S = derived.spread(errors)
+    assert (
+        sympy.expand((S.trace() ** 2 - sum(x**2 for x in S)) * (batch - 1) ** 2 - derived.squared_minors(errors)) == 0
+    )
+    function = sympy.lambdify(list(errors), derived.decorrelation(errors), "numpy")
+    z, y, _ = sample(batch, 3, dim)
+    a = F.normalize(sample(3, 3, dim, seed=9)[0])
+    value = function(*(F.normalize(z) - a[y]).flatten().tolist())
+    assert hypersphere.decorrelation(z, y, a).item() == pytest.approx(value, abs=1e-12)
+
+
+def test_floor_no_stationary_point_and_radial_pull():
+    """Aligned features have the floor for a loss; with delta > 0 the gradient is nowhere zero, also at the origin."""
+    a = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    y = torch.zeros(500, dtype=torch.long)
+    for delta, r, floor in ((1.0, 1.0, 1.5 - math.sqrt(2)), (0.5, 1.0, 0.0111)):
+        value = hypersphere.norm_adaptive_cosine(r * a, y[:1], a, delta=delta)
+        assert value.item() == pytest.approx(floor, abs=5e-5)
+    z = torch.cat([sample(497, 3, 2, scale=2.0)[0], torch.zeros(1, 2), a, -a]).double().requires_grad_()
+    gradient = torch.autograd.grad(hypersphere.norm_adaptive_cosine(z, y, a, delta=0.7).sum(), z)[0]
+    assert gradient.norm(dim=1).min() > 1e-6
+    slope, cosine = (gradient * z).sum(1), (z @ a.T)[:, 0]
+    assert (slope * cosine <= 0).all()
+
+
+def test_decorrelation_depends_on_the_axes():
+    """Turning features and centroids together changes no distance and no decision, yet the term; it can vanish."""
+    z, y, a = sample(40)
+    e = F.normalize(z) - a[y]
+    axes = torch.linalg.eigh(e.T @ e).eigenvectors
+    turned = hypersphere.norm_adaptive_cosine(z @ axes, y, a @ axes, delta=0.5)
+    torch.testing.assert_close(turned, hypersphere.norm_adaptive_cosine(z, y, a, delta=0.5))
+    assert hypersphere.decorrelation(z @ axes, y, a @ axes) < 1e-25 < hypersphere.decorrelation(z, y, a)
+
+
+def test_a_delta_that_follows_the_norm_leaves_no_length_at_rest():
+    """At delta = q r the slope in r, times r, does not depend on r, and is negative for every positive cosine."""
+    q = sympy.Symbol("q", positive=True)
+    push = sympy.simplify((derived.r * derived.radial_slope()).subs(derived.delta, q * derived.r))
+    assert push.free_symbols == {q, derived.c}
+    assert all(push.subs({q: ratio, derived.c: cosine}) < 0 for ratio in (0.01, 0.5, 1, 3) for cosine in (0.1, 0.9, 1))
+    assert push.subs({q: 1, derived.c: -1}) > 0

@@ -209,6 +209,33 @@ def scheduled_delta(schedule: str | float, epochs_done: int, mean_norm: float = 
     return float(schedule)
 
 
+def neural_collapse(features: Tensor, target: Tensor, num_classes: int) -> dict[str, float]:
+    """How far features (n, D) with class indices (n,) are from neural collapse (Papyan et al. 2020); all 0 at collapse.
+
+    within_class  tr(S_W S_B⁺)/C, the scatter within classes over the scatter between their means
+    equiangular   standard deviation of the cosines between class means, the mean of all taken off
+    simplex       mean |cosine + 1/(C-1)| of the same cosines
+
+    ValueError where a class has no example.
+    """
+    features, count = features.detach().double(), torch.bincount(target, minlength=num_classes)
+    if len(count) > num_classes or not count.all():
+        raise ValueError(
+            f"neural_collapse: {count.tolist()} examples of a class; allowed: {num_classes} classes, none empty"
+        )
+    means = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
+    means = means.index_add_(0, target, features) / count.unsqueeze(1)
+    within, between = features - means[target], means - means.mean(0)
+    scatter = torch.linalg.pinv(between.T @ between / num_classes, rtol=1e-10, hermitian=True)
+    cosines = direction(between) @ direction(between).T
+    cosines = cosines[~torch.eye(num_classes, dtype=torch.bool, device=features.device)]
+    return {
+        "within_class": ((within @ scatter) * within).sum(1).mean().item() / num_classes,
+        "equiangular": cosines.std(correction=0).item(),
+        "simplex": (cosines + 1 / (num_classes - 1)).abs().mean().item(),
+    }
+
+
 # --- heads ---------------------------------------------------------------------------------------------------
 
 
