@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from lossbook import losses
+from lossbook import data, losses
 from lossbook.losses import ranking
 from lossbook.symbolic import ranking as derived
+from lossbook.tasks import ranking as experiment
+from lossbook.tasks import row
 
 EACH = pytest.mark.parametrize("measure", ranking.MEASURES)
 HINGES = {"average_precision": losses.average_precision_hinge, "ndcg": losses.ndcg_hinge}
@@ -333,3 +335,85 @@ def test_work_of_the_divide_and_conquer(measure):
         assert divided["sort"] == 0 and exhaustive["scan"] == p * n
         assert divided.total() < 2 * (n * math.log2(p) + p * math.log2(n))
         assert exhaustive.total() > 2.5 * divided.total()
+
+
+# --- the experiment -----------------------------------------------------------------------------------------------
+
+
+def task(**changes):
+    return experiment.Ranking(
+        **{"dataset": "digits", "model": "mlp", "loss": "average_precision_hinge", "epochs": 2, "batch_size": 256}
+        | changes
+    )
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1])
+def test_rare_class_is_thinned_in_training_alone(share):
+    labels = torch.from_numpy(data.load("digits").y_train).long()
+    for seed in (0, 3, 17):
+        one = task(share=share, seed=seed)
+        train, validation = one.split(labels)
+        assert one.rare == seed % 10 and len(torch.cat([train, validation]).unique()) == len(train) + len(validation)
+        assert (labels[train] == one.rare).float().mean().item() == pytest.approx(
+            share, abs=0.01 if share == 0.1 else 0.001
+        )  # a tenth, or all there are
+        assert (labels[validation] == one.rare).float().mean() > 0.05  # as in the whole set, a tenth
+        assert len(validation) == round(0.2 * len(labels))
+        for loss in experiment.LOSSES:  # paired: every loss has the same images
+            assert all(map(torch.equal, task(share=share, seed=seed, loss=loss).split(labels), (train, validation)))
+
+
+def test_balanced_cross_entropy_weighs_both_kinds_alike():
+    scores, relevant = example(5, 35, 0)
+    value = experiment.LOSSES["balanced_cross_entropy"](scores, relevant.double(), torch.tensor(7.0).double())
+    kinds = [-torch.nn.functional.logsigmoid(part).mean() for part in (scores[relevant], -scores[~relevant])]
+    assert value.item() == pytest.approx(sum(kinds).item() / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", experiment.LOSSES)
+def test_a_run_learns_to_rank_and_validation_chooses_its_rate(loss):
+    one = task(loss=loss, epochs=6, seed=8)
+    found, again = row(one), row(one)
+    assert found["status"] == "done" and found["hash"] == one.hash
+    assert found["ndcg"] > found["average_precision"] > 0.5
+    best = max(found["validation_scores"])
+    chosen = found["validation_scores"].index(best)
+    assert found["validation_score"] == best
+    assert found["chosen_rate"] == pytest.approx(3e-4 * experiment.RATES[chosen])
+    assert [found[name] for name in ("average_precision", "ndcg")] == [again[n] for n in ("average_precision", "ndcg")]
+
+
+def test_a_diverged_run_is_recorded():
+    found = row(task(learning_rate=1e35, loss="cross_entropy", epochs=1))
+    assert found["status"] == "diverged" and math.isnan(found["validation_score"])
+
+
+def test_profiles_give_every_loss_the_same_runs():
+    for profile in ("smoke", "quick", "paper"):
+        grid = experiment.runs(profile, *experiment.DEFAULT).grid
+        settings_of = {
+            loss: {(one.seed, one.share, one.learning_rate) for one in grid if one.loss == loss}
+            for loss in experiment.LOSSES
+        }
+        assert len(set(map(frozenset, settings_of.values()))) == 1 and len(grid) == len(set(grid))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": "ndcg_hing"}, "ndcg_hinge"),
+        ({"share": 0.2}, "share"),
+        ({"dataset": "digit"}, "digits"),
+        ({"model": "mpl"}, "mlp"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+    ],
+)
+def test_a_bad_task_is_refused_before_any_work(changes, said):
+    with pytest.raises(ValueError, match=said):
+        task(**changes)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="smaller"):
+        row(task(batch_size=5000))
