@@ -118,7 +118,7 @@ def test_scale_of_the_input_enters_squared_and_to_the_fourth(factor):
 
 
 def test_a_shift_is_forgiven_behind_pooling_and_not_before():
-    """Distance to one's own shifted picture over that to another digit is lower behind the pooling, without training."""
+    """Distance to one's own shifted picture over that to another digit is lower behind pooling, without training."""
     digits = torch.from_numpy(data.load("digits").x_test[:200]).double().div(255).unsqueeze(1)
     shifted = torch.nn.functional.pad(digits, (1, 0))[..., :-1]
     for seed in range(3):
