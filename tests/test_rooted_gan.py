@@ -188,6 +188,8 @@ def test_same_configuration_same_row_and_one_checkpoint_for_all_losses():
     numpy.testing.assert_equal(rows[0]["pictures_before"], rows[1]["pictures_before"])
     assert rows[0]["fid_before"] == rows[1]["fid_before"] and rows[0]["fid"] != rows[1]["fid"]
     assert rows[0]["hash"] != rows[1]["hash"]
+    free = row(dataclasses.replace(tasks[0], gamma=0.0))
+    assert free["fid_before"] == rows[0]["fid_before"]
     assert rows[0]["step_curve"] == [0, 2, 4] and len(rows[0]["fid_curve"]) == 3
     assert rows[0]["validation_score"] == -rows[0]["validation_fid"] < 0
 
