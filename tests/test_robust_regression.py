@@ -18,6 +18,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from lossbook.losses import regression
 from lossbook.losses.regression import mad, tukey
 from lossbook.symbolic import robust_regression as derived
+from lossbook.tasks import robust_regression as experiment
 
 reals = st.floats(-30, 30)
 positive = st.floats(0.1, 10)
@@ -344,3 +345,65 @@ def test_a_scale_must_be_positive_in_a_tensor_too():
     value = tukey(f, y, scale=torch.tensor(0.0))
     value.sum().backward()
     assert not value.any() and not f.grad.any()
+
+
+# --- the experiment ------------------------------------------------------------------------------------------
+
+
+def test_motion_moves_the_content_by_the_targets():
+    """The centre of mass of a spot goes where a turn about the centre and then the shift take it."""
+    size = 48
+    axis = torch.linspace(-1, 1, size + 1)[:-1] + 1 / size
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    at = torch.tensor([0.4, -0.1])  # right, down
+    spot = torch.exp(-((x - at[0]) ** 2 + (y - at[1]) ** 2) / 0.005)
+    images, targets = experiment.moved(spot.expand(20, 1, size, size), torch.Generator().manual_seed(0))
+    weight = images[:, 0] / images.sum((1, 2, 3))[:, None, None]
+    centre = torch.stack([(weight * x).sum((1, 2)), (weight * y).sum((1, 2))], 1)
+    angle = math.radians(experiment.GREATEST_ANGLE) * targets[:, 0]
+    turned = torch.stack(
+        [at[0] * angle.cos() + at[1] * angle.sin(), at[1] * angle.cos() - at[0] * angle.sin()], 1
+    )  # anticlockwise to the eye, y downwards
+    assert targets.abs().max() <= 1
+    torch.testing.assert_close(centre, turned + 2 * experiment.GREATEST_SHIFT * targets[:, 1:], atol=0.01, rtol=0)
+
+
+def test_corruption_is_a_share_one_sided_and_nested():
+    targets = torch.zeros(1000, 3)
+    masks = []
+    for share in (0.0, 0.1, 0.4):
+        given, wrong = experiment.corrupt(targets, share, torch.Generator().manual_seed(0))
+        assert wrong.sum() == round(1000 * share) and not given[~wrong].any()
+        assert ((given[wrong] >= 2) & (given[wrong] <= 6)).all()
+        masks.append(wrong)
+    assert (masks[2] | ~masks[1]).all()
+
+
+def test_huber_of_the_experiment_is_torchs():
+    f, y = sample(30, (3,))
+    deltas = (1.345 * mad(f - y)).tolist()
+    stated = sum(F.huber_loss(f[:, k], y[:, k], delta=d, reduction="none") for k, d in enumerate(deltas))
+    torch.testing.assert_close(experiment.huber(f, y), stated)
+
+
+def test_a_run_is_reproducible_and_tells_the_losses_apart():
+    common = dict(dataset="digits", model="mlp", learning_rate=3e-3, corrupted=0.3, epochs=8, views=1)
+    rows = {
+        loss: experiment.RobustRegression(loss=loss, **common).run(torch.device("cpu"))
+        for loss in ("squared", "tukey_held")
+    }
+    again = experiment.RobustRegression(loss="squared", **common).run(torch.device("cpu"))
+    assert again == rows["squared"] and rows["squared"]["wrong_targets"] == round(0.3 * rows["squared"]["copies"])
+    assert rows["tukey_held"]["angle_error"] < 0.5 * rows["squared"]["angle_error"]
+    assert rows["squared"]["bias"] > 0.5 > 0.1 > abs(rows["tukey_held"]["bias"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("loss", "tuky"), ("dataset", "wine"), ("model", "mpl"), ("corrupted", 0.5), ("views", 0), ("batch_size", 1)],
+)
+def test_the_task_refuses(field, value):
+    with pytest.raises(ValueError, match=str(value)):
+        experiment.RobustRegression(
+            **(dict(dataset="digits", model="mlp", loss="tukey", learning_rate=1e-3) | {field: value})
+        )
