@@ -10,6 +10,7 @@ from lossbook.losses.likelihood import (
     kl_divergence,
     label_smoothing,
 )
+from lossbook.losses.perceptual import PerceptualLoss
 from lossbook.losses.pointwise import categorical_hinge, hinge, huber, log_cosh, poisson, squared_hinge
 from lossbook.losses.ranking import average_precision_hinge, ndcg_hinge
 from lossbook.losses.regression import pinball, tukey
@@ -25,6 +26,7 @@ from lossbook.losses.scoring import brier, mae, rps
 from lossbook.losses.spectral import fourier, fourier_distance
 
 __all__ = [
+    "PerceptualLoss",
     "average_precision_hinge",
     "bootstrap_hard",
     "bootstrap_soft",

@@ -33,8 +33,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "average_precision_hinge": lambda scores, relevant, balance: losses.average_precision_hinge(scores, relevant),
     "ndcg_hinge": lambda scores, relevant, balance: losses.ndcg_hinge(scores, relevant),
 }
-VALIDATION_SHARE = 0.2  # of the training images, before the class is thinned
 RATES = (1.0, 3.0, 10.0, 30.0, 100.0)  # learning rates tried, in units of the lowest
+VALIDATION_SHARE = 0.2  # of the training images, before the class is thinned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,14 @@ class Ranking(Task):
     """Networks with one output, trained to score images of the rare class above all others.
 
     loss           one of `LOSSES`
-    learning_rate  the lowest of those tried, which are so many times `RATES`; each falls to zero along a cosine
+    learning_rate  the lowest of those tried, which are `factors` times this; each falls to zero along a cosine
     share          of the rare class among the training images, in (0, 0.1]
     epochs         passes over the thinned training images
     batch_size     images a step, drawn without regard to their class; the last, smaller batch of an epoch is dropped
     """
 
     learning_rate: float = 3e-4
+    factors: tuple[float, ...] = RATES
     share: float = 0.05
     epochs: int = 10
     batch_size: int = 512
@@ -77,7 +78,7 @@ class Ranking(Task):
                 f"batch_size={self.batch_size} was given for {len(train)} training images; give a smaller one"
             )
         relevant = (labels == self.rare).float()
-        rates = [self.learning_rate * factor for factor in RATES]
+        rates = [self.learning_rate * factor for factor in self.factors]
         networks = [self.trained(rate, images, relevant, train) for rate in rates]
         scores = [average_precision(score(network, images[validation]), relevant[validation]) for network in networks]
         best = max(range(len(rates)), key=lambda k: (scores[k], -k))
