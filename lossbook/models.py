@@ -76,6 +76,16 @@ def resnet18(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     return model
 
 
+def densenet121(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """torchvision's DenseNet-121 with the CIFAR stem: a 3x3 convolution of stride 1 and no pooling."""
+    import torchvision
+
+    model = torchvision.models.densenet121(num_classes=num_classes)
+    model.features.conv0 = nn.Conv2d(input_shape[0], 64, 3, padding=1, bias=False)
+    model.features.pool0 = nn.Identity()
+    return model
+
+
 def vit(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """torchvision's vision transformer, small: four layers of width 64 with four heads, on 49 or 64 patches."""
     from torchvision.models.vision_transformer import VisionTransformer
@@ -176,10 +186,11 @@ MODELS = {
     "cnn_small": cnn_small,
     "cnn8": cnn8,
     "resnet18": resnet18,
+    "densenet121": densenet121,
     "vit": vit,
     "airbench": Airbench,
 }
-WIDE = ("cnn8", "resnet18", "airbench")  # of many channels
+WIDE = ("cnn8", "resnet18", "densenet121", "airbench")  # of many channels
 PERCEPTRONS = ("mlp", "mlp_dropout")  # of any input, tables too
 STACKABLE = ("mlp",)  # stacked convolutions become grouped ones, which are slow; dropout differs from run to run
 
