@@ -177,11 +177,25 @@ def test_experiment_runs_at_smoke_size(path, tmp_path):
 
 @each(EXPERIMENTS)
 def test_experiment_refuses_an_unknown_parameter(path, tmp_path):
-    refused = papermill(path, tmp_path, profil="smoke", out=tmp_path / "out")
+    """The cell after the parameters refuses what papermill would only warn of, before any work."""
+    notebook = read(path)
+    code = [cell.source for cell in cells(notebook, "code")]
+    names = {"__name__": "__main__"}
+    exec(parameters_cells(notebook)[0].source, names)
+    names |= {"profil": "smoke", "out": str(tmp_path / "out")}
+    first = code[next(i for i, source in enumerate(code) if "sweep.settings" in source)]
+    with pytest.raises(ValueError, match=r"'profil'.*'profile'"):
+        exec(first, names)
+    assert not (tmp_path / "out").exists(), "it worked before it refused"
+
+
+def test_papermill_passes_the_refusal_on(tmp_path):
+    refused = papermill(
+        ROOT / "notebooks/experiments/noisy_labels.ipynb", tmp_path, profil="smoke", out=tmp_path / "out"
+    )
     message = refused.stderr.rpartition("Error: ")[2]
     assert refused.returncode != 0
     assert re.search(r"\bprofil\b", message) and re.search(r"\bprofile\b", message), refused.stderr[-4000:]
-    assert not (tmp_path / "out").exists(), "it worked before it refused"
 
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
