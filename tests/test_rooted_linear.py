@@ -10,7 +10,7 @@ import scipy.optimize
 import torch
 from torch.testing import assert_close
 
-from lossbook import sweep, tasks
+from lossbook import results, sweep, tasks
 from lossbook.tasks import rooted_linear
 from lossbook.tasks.rooted_linear import DATASETS, LOSSES, SEPARABLE, STEPS, RootedLinear
 
@@ -196,3 +196,82 @@ def test_runs_of_every_profile(profile, dataset):
         assert set(seeds_by_loss) == set(next(iter(settings.values())))
     if profile == "paper":
         assert min(len(seeds) for by_loss in settings.values() for seeds in by_loss.values()) >= 5
+
+
+# What the notebook concludes, computed from the committed table.
+
+CONVEX_ROOTED = [loss for loss in CONVEX if loss != "logistic"]
+BOUNDED = "rooted_bounded(k=3, m=3)"
+
+
+@pytest.fixture(scope="module")
+def published():
+    return sweep.published("rooted_linear")
+
+
+def log_ratios(rows, value, by):
+    """Logarithm of the ratio to the logistic loss, by loss and setting: mean, 95 % half-width and n."""
+    return results.paired_differences(rows.assign(log=numpy.log(rows[value])), "logistic", by, "log")
+
+
+def test_published_grid_is_whole(published):
+    assert set(published["dataset"]) == {dataset for dataset, _ in rooted_linear.PAPER}
+    settings = ["dataset", "question", "rule", "flips", "outliers", "loss"]
+    assert (published.groupby(settings)["seed"].nunique() == 5).all()
+    for dataset, rows in published.groupby("dataset"):
+        assert set(rows["hash"]) == {task.hash for task in sweep.plan("rooted_linear", "paper", dataset, "linear").grid}
+
+
+def test_verdict_faster_at_an_equal_step(published):
+    """The convex form needs fewer iterations on every data set and seed, or diverges; only k = 1 does that."""
+    equal = published[(published["question"] == "speed") & (published["rule"] == "equal")]
+    lost = equal[equal["status"] == "diverged"]
+    assert set(lost["loss"]) == {"rooted_logistic(k=1)"} and set(lost["dataset"]) == {"overlapping"} and len(lost) == 5
+    counts = equal.pivot(index=["dataset", "seed"], columns="loss", values="iterations")
+    for loss in CONVEX_ROOTED:
+        arrived = counts[loss].notna()
+        assert arrived.any() and (counts[loss] < counts["logistic"])[arrived].all()
+    assert (counts[BOUNDED] > counts["logistic"]).all()
+
+
+def test_verdict_slower_at_a_matched_step(published):
+    """With the step divided by its curvature at zero, the convex form is slower on every data set, for every k."""
+    matched = published[(published["question"] == "speed") & (published["rule"] == "matched")]
+    table = log_ratios(matched, "iterations", ["dataset"])
+    ours = table[table["loss"].isin(CONVEX_ROOTED)]
+    assert (ours["n"] == 5).all() and (ours["difference"] - ours["half_width"] > 0).all()
+
+
+def test_verdict_not_faster_once_tuned(published):
+    """No convex form is faster on any data set with an interval that excludes one; the smallest k is the slowest."""
+    tuned = published[(published["question"] == "speed") & (published["rule"] == "tuned")]
+    assert tuned["step"].between(STEPS[0], STEPS[-1], inclusive="neither").all() or (
+        set(tuned.loc[tuned["step"] == STEPS[0], "loss"]) == {"rooted_logistic(k=1)"}
+    )
+    table = log_ratios(tuned, "iterations", ["dataset"])
+    ours = table[table["loss"].isin(CONVEX_ROOTED)]
+    assert (ours["n"] == 5).all() and not (ours["difference"] + ours["half_width"] < 0).any()
+    by_k = ours.groupby("loss")["difference"].mean()
+    assert by_k.idxmax() == "rooted_logistic(k=1)" and by_k.idxmin() == "rooted_logistic(k=8)"
+    assert (ours.loc[ours["loss"] == "rooted_logistic(k=1)", "difference"] > 0).all()
+
+
+def test_verdict_condition_is_worse(published):
+    """The Hessian of the convex form is worse conditioned, at zero and at its optimum; the bounded one better."""
+    tuned = published[(published["question"] == "speed") & (published["rule"] == "tuned")]
+    for where in ("condition_zero", "condition_optimum"):
+        table = log_ratios(tuned, where, ["dataset"])
+        ours = table[table["loss"].isin(CONVEX_ROOTED)]
+        assert (ours["n"] == 5).all() and (ours["difference"] - ours["half_width"] > 0).all()
+        assert (table.loc[table["loss"] == BOUNDED, "difference"] < 0).all()
+
+
+def test_verdict_same_direction_not_sooner(published):
+    """Every loss turns towards the largest margin on every run; the convex form is a little later, never sooner."""
+    rows = published[published["question"] == "direction"]
+    assert (rows["status"] == "done").all()
+    start, end = (rows["angle_curve"].str[place] for place in (0, -1))
+    assert (end < 0.7 * start).all()
+    table = results.paired_differences(rows, "logistic", ["dataset"], "angle")
+    ours = table[table["loss"].isin(CONVEX_ROOTED)]
+    assert (ours["difference"] - ours["half_width"] > 0).all() and (ours["difference"] < 2.5).all()
