@@ -103,21 +103,21 @@ class RootedLinear(Task):
             steps = steps / (4 * curvature(loss))
         penalty = torch.full_like(steps, self.l2)
         arrived, last = torch.full_like(steps, math.nan), LIMIT
-        for iteration, state in enumerate(descent(rows, loss, steps, penalty)):
-            weights, gradient = state
+        for iteration, (weights, gradient) in enumerate(descent(rows, loss, steps, penalty)):
             size = gradient.norm(dim=1)
             if iteration == 0:
-                wanted = TOLERANCE * size
+                wanted, there = TOLERANCE * size, weights.clone()
             new = (size <= wanted) & arrived.isnan()
             if new.any():
-                arrived[new] = iteration
+                arrived[new], there[new] = iteration, weights[new]  # a step too large may leave again
                 last = min(last, PATIENCE * iteration)
             if iteration >= last or not (arrived.isnan() & size.isfinite()).any():
+                there = torch.where(arrived.isnan()[:, None], weights, there)
                 break
-        start = objective(rows, loss, torch.zeros_like(weights), penalty)
-        diverged = arrived.isnan() & ~(objective(rows, loss, weights, penalty) <= start)
+        start = objective(rows, loss, torch.zeros_like(there), penalty)
+        diverged = arrived.isnan() & ~(objective(rows, loss, there, penalty) <= start)
         best = int(arrived.nan_to_num(nan=math.inf).argmin())
-        at_optimum = hessian(rows, loss, weights[best], self.l2) if arrived[best].isfinite() else None
+        at_optimum = hessian(rows, loss, there[best], self.l2) if arrived[best].isfinite() else None
         return {
             "status": "diverged" if diverged[best] else "done",
             "iterations": float(arrived[best]),
@@ -125,7 +125,7 @@ class RootedLinear(Task):
             "steps_tried": steps.tolist(),
             "iterations_tried": arrived.tolist(),
             "diverged_tried": diverged.tolist(),
-            "condition_zero": condition(hessian(rows, loss, torch.zeros_like(weights[best]), self.l2)),
+            "condition_zero": condition(hessian(rows, loss, torch.zeros_like(there[best]), self.l2)),
             "condition_optimum": math.nan if at_optimum is None else condition(at_optimum),
         }
 
