@@ -316,7 +316,8 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     losses, noises = LOSSES, [{}, {"flips": 0.1}, {"flips": 0.3}, {"outliers": 6}]
     if profile == "smoke":
         losses, noises = ("logistic", "rooted_logistic(k=3)", "rooted_bounded(k=3, m=3)"), noises[2:3]
-    seeds = {"smoke": 1, "quick": 3, "paper": 5}[profile]
+    # smoke has a seed of its own, which is not among the published rows: it always runs
+    seeds = {"smoke": (100,), "quick": range(3), "paper": range(5)}[profile]
     settings = [{"question": "speed", "rule": rule} for rule in RULES]
     settings += [{"question": "direction", "rule": "matched", "l2": 0.0}] * (dataset in SEPARABLE)
     settings += [{"question": "noise", "rule": "tuned", **noise} for noise in noises]
@@ -324,7 +325,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     return Runs(
         tuple(
             RootedLinear(dataset=dataset, model=model, loss=loss, learning_rate=1.0, seed=seed, **setting)
-            for seed in range(seeds)
+            for seed in seeds
             for setting in settings
             for loss in losses
         )
