@@ -1,0 +1,219 @@
+"""What distances between two sets of images see: noise, blur, and classes that are missing.
+
+Two disjoint sets of real images are drawn, one of them is damaged, and a distance is taken. The same distance without
+damage is not zero either, because the sets are finite: that floor is what the distance has to rise above.
+
+Every distance is a length: FID and the Sinkhorn divergence, which are squares, enter by their root.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lossbook import data, noise
+from lossbook.checks import check_name, check_range
+from lossbook.losses.spectral import fourier_distance
+from lossbook.tasks import Runs, Task
+from lossbook.tasks.perceptual import classifier, training_order
+from lossbook.tasks.perceptual import dataset as loaded_dataset
+from lossbook.tasks.rooted_gan import expected_fid
+from lossbook.training import derived_seed, generator
+
+DEFAULT = ("digits", "cnn_small")
+PAPER = (("mnist", "cnn_small"), ("cifar10", "cnn_small"))
+LEVELS = {
+    "gaussian": (0.02, 0.05, 0.1, 0.2, 0.4),  # standard deviation, of images with values in [0, 1]
+    "blur": (0.4, 0.6, 1.0, 2.0),  # standard deviation in pixels
+    "missing": (1, 3, 5, 7),  # classes
+}
+PROJECTIONS = 200  # of the sliced distance
+SUBSAMPLE = 500  # images of each set that the Sinkhorn divergence compares: its cost grows with their square
+BLUR = 0.1  # of the Sinkhorn divergence, in units of the root mean square distance within the first set
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A set of images: `images` (n, channels, height, width) in [0, 1], and the `features` (n, d) of a classifier."""
+
+    images: Tensor
+    features: Tensor
+
+    @property
+    def pixels(self) -> Tensor:
+        return self.images.flatten(1)
+
+
+def fid(x: Tensor, y: Tensor) -> float:
+    """‖μ1 - μ2‖² + tr(Σ1 + Σ2 - 2 (Σ1 Σ2)^{1/2}) of two sets of features (n, d).
+
+    With the centred sets X = Q1 R1 √(n-1) and Y alike, Σ1 = R1ᵀ R1, and the trace of the root is the sum of the
+    singular values of R1 R2ᵀ: no root of a matrix is taken that rounding could make indefinite.
+    """
+    x, y = x.double(), y.double()
+    r1, r2 = (torch.linalg.qr(z - z.mean(0), mode="r").R / math.sqrt(len(z) - 1) for z in (x, y))
+    overlap = torch.linalg.svdvals(r1 @ r2.T).sum()
+    squared = (x.mean(0) - y.mean(0)).square().sum() + r1.square().sum() + r2.square().sum() - 2 * overlap
+    return squared.clamp_min(0).item()
+
+
+def sliced(x: Tensor, y: Tensor, seed: int) -> float:
+    """Sliced 2-Wasserstein distance of two sets of points (n, d), by POT."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python reports backslashes in POT's docstrings when it first compiles them
+        import ot
+    seed = derived_seed("projections", seed) % 2**32
+    return float(ot.sliced_wasserstein_distance(x.numpy(), y.numpy(), n_projections=PROJECTIONS, seed=seed))
+
+
+def sinkhorn(x: Tensor, y: Tensor) -> float:
+    """Root of the debiased Sinkhorn divergence of the first points (n, d) of two sets, by geomloss.
+
+    geomloss takes half the squared distance as the cost, so twice its value tends to W2² as the blur goes to zero.
+    """
+    import geomloss
+
+    x, y = x[:SUBSAMPLE].double(), y[:SUBSAMPLE].double()
+    blur = BLUR * math.sqrt(2 * x.var(0).sum().item())
+    divergence = geomloss.SamplesLoss("sinkhorn", p=2, blur=blur, backend="tensorized")(x, y).item()
+    return math.sqrt(max(0.0, 2 * divergence))
+
+
+def fourier_of_means(x: Tensor, y: Tensor) -> float:
+    """Fourier metric of order one between the mean images of two sets (n, channels, height, width).
+
+    Root of the mean of its squares over the channels. The mean brightness is not seen: its frequency is zero.
+    """
+    return fourier_distance(x.double().mean(0), y.double().mean(0), dims=2).square().mean().sqrt().item()
+
+
+DISTANCES: dict[str, Callable[[Sample, Sample, int], float]] = {
+    "fid": lambda x, y, seed: math.sqrt(fid(x.features, y.features)),
+    "sliced_features": lambda x, y, seed: sliced(x.features, y.features, seed),
+    "sinkhorn_features": lambda x, y, seed: sinkhorn(x.features, y.features),
+    "sliced_pixels": lambda x, y, seed: sliced(x.pixels, y.pixels, seed),
+    "sinkhorn_pixels": lambda x, y, seed: sinkhorn(x.pixels, y.pixels),
+    "fourier": lambda x, y, seed: fourier_of_means(x.images, y.images),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distances(Task):
+    """One distance between two disjoint sets of training images that the classifier has not seen, one of them damaged.
+
+    model            the classifier whose last hidden layer gives the features: "mlp" or "cnn_small"
+    loss             one of `DISTANCES`
+    learning_rate    of the classifier
+    damage           "none", "gaussian" or "blur", as in `noise.corrupt_images`, or "missing"
+    level            of the damage; for "missing" the number of classes left out, which the seed draws
+    images           of each set; where classes are missing, others fill their place
+    classifier_size  training images of the classifier
+    epochs           passes over them
+    """
+
+    learning_rate: float = 1e-3
+    damage: str = "none"
+    level: float = 0.0
+    images: int = 2000
+    classifier_size: int = 20000
+    epochs: int = 5
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, allowed in (
+            ("dataset", data.NAMES),
+            ("model", ("mlp", "cnn_small")),
+            ("loss", DISTANCES),
+            ("damage", ("none", *LEVELS)),
+        ):
+            check_name(name, getattr(self, name), allowed)
+        spec = data.SETS[self.dataset]
+        check_range("level", self.level, f"[0, {len(spec.classes) - 1}]" if self.damage == "missing" else "[0, inf)")
+        check_range("classifier_size", self.classifier_size, f"[128, {spec.train - 4}]")
+        check_range("images", self.images, f"[2, {(spec.train - self.classifier_size) // 2}]")
+        check_range("epochs", self.epochs, "[1, inf)")
+
+    def run(self, device: torch.device) -> dict[str, object]:
+        """value of the distance, its floor (the same without damage) and their ratio.
+
+        expected_floor is what the formula for Gaussians predicts of the floor; NaN for all but "fid".
+        """
+        begin, other, damaged = (self._sample(*which) for which in (("first",), ("other",), ("other", self.damage)))
+        measure = DISTANCES[self.loss]
+        value, floor = measure(begin, damaged, self.seed), measure(begin, other, self.seed)
+        expected = math.nan
+        if self.loss == "fid":
+            expected = math.sqrt(expected_fid(torch.cov(begin.features.double().T), self.images, self.images))
+        return {"value": value, "floor": floor, "ratio": value / floor, "expected_floor": expected}
+
+    def _sample(self, part: str, damage: str = "none") -> Sample:
+        level = self.level if damage != "none" else 0.0
+        return sample(
+            *(self.dataset, self.model, self.seed, self.images, self.classifier_size, self.epochs, self.learning_rate),
+            *(part, damage, level),
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def sample(
+    name: str,
+    model: str,
+    seed: int,
+    count: int,
+    classifier_size: int,
+    epochs: int,
+    learning_rate: float,
+    part: str,
+    damage: str,
+    level: float,
+) -> Sample:
+    """The "first" or the "other" set, on the CPU: the distances are taken there."""
+    loaded, mean, std = loaded_dataset(name)
+    unseen = training_order(name, seed)[classifier_size:]
+    chosen = unseen[:count] if part == "first" else unseen[count:]
+    if damage == "missing":
+        left_out = torch.randperm(loaded.num_classes, generator=generator("missing", seed))[: int(level)]
+        kept = ~torch.isin(torch.from_numpy(loaded.y_train[chosen]), left_out)
+        if kept.sum() < count:
+            raise ValueError(
+                f"{name}: {count} images without {int(level)} classes were asked for and {kept.sum()} are there; "
+                "ask for fewer images or classes"
+            )
+        chosen = chosen[kept]
+    images = data.to_tensor(loaded.x_train[chosen[:count]])
+    if damage in noise.IMAGE_KINDS:
+        images = noise.corrupt_images(images, damage, level, generator("damage", seed))
+    network = classifier(name, model, "features", seed, classifier_size, epochs, learning_rate, torch.device("cpu"))
+    with torch.no_grad():
+        return Sample(images, network[:-1](data.standardise(images, mean, std)))
+
+
+def runs(profile: str, dataset: str, model: str) -> Runs:
+    """Every distance for every damage; FID's floor for several sizes of the sets. Nothing is tuned."""
+    check_name("dataset", dataset, data.NAMES)
+    levels, seeds, recipe, sizes = dict(LEVELS), range(5), {}, (250, 500, 1000, 4000)
+    if profile != "paper" or dataset == "digits":
+        recipe = dict(images=500, classifier_size=4000)
+        seeds, sizes = range(3), (250, 1000)
+        if dataset == "digits":
+            recipe, sizes = dict(images=200, classifier_size=500, epochs=20), (100, 400)
+            levels |= {"missing": LEVELS["missing"][:-1]}  # there are too few digits to leave out seven classes
+    if profile == "smoke":
+        levels = {damage: values[-1:] for damage, values in levels.items()}
+        seeds, recipe, sizes = range(2), recipe | dict(epochs=2), sizes[:1]
+    first = [Distances(dataset=dataset, model=model, loss=loss, **recipe) for loss in DISTANCES]
+    settings = [(damage, float(level)) for damage, values in levels.items() for level in values]
+    grid = [
+        replace(task, seed=seed, damage=damage, level=level)
+        for seed in seeds
+        for damage, level in settings
+        for task in first
+    ]
+    grid += [replace(first[0], seed=seed, images=size) for seed in seeds for size in (*sizes, first[0].images)]
+    return Runs(tuple(grid))
