@@ -121,7 +121,7 @@ class Distances(Task):
     damage: str = "none"
     level: float = 0.0
     images: int = 2000
-    classifier_size: int = 20000
+    classifier_size: int = 10000
     epochs: int = 5
 
     def __post_init__(self):
@@ -144,24 +144,30 @@ class Distances(Task):
 
         expected_floor is what the formula for Gaussians predicts of the floor; NaN for all but "fid".
         """
-        begin, other, damaged = (self._sample(*which) for which in (("first",), ("other",), ("other", self.damage)))
-        measure = DISTANCES[self.loss]
-        value, floor = measure(begin, damaged, self.seed), measure(begin, other, self.seed)
+        value, floor = distance(self), distance(replace(self, damage="none", level=0.0))
         expected = math.nan
         if self.loss == "fid":
-            expected = math.sqrt(expected_fid(torch.cov(begin.features.double().T), self.images, self.images))
+            features = self.sample("first").features.double()
+            expected = math.sqrt(expected_fid(torch.cov(features.T), self.images, self.images))
         return {"value": value, "floor": floor, "ratio": value / floor, "expected_floor": expected}
 
-    def _sample(self, part: str, damage: str = "none") -> Sample:
-        level = self.level if damage != "none" else 0.0
-        return sample(
+    def sample(self, part: str) -> Sample:
+        """The "first" set, or the "other" one with the damage done."""
+        undamaged = part == "first" or self.damage == "none"
+        return _sample(
             *(self.dataset, self.model, self.seed, self.images, self.classifier_size, self.epochs, self.learning_rate),
-            *(part, damage, level),
+            *((part, "none", 0.0) if undamaged else (part, self.damage, self.level)),
         )
 
 
+@functools.lru_cache(maxsize=64)
+def distance(task: Distances) -> float:
+    """The distance of the two sets of a task. Kept, because the same floor belongs to many levels of damage."""
+    return DISTANCES[task.loss](task.sample("first"), task.sample("other"), task.seed)
+
+
 @functools.lru_cache(maxsize=4)
-def sample(
+def _sample(
     name: str,
     model: str,
     seed: int,
@@ -173,7 +179,6 @@ def sample(
     damage: str,
     level: float,
 ) -> Sample:
-    """The "first" or the "other" set, on the CPU: the distances are taken there."""
     loaded, mean, std = loaded_dataset(name)
     unseen = training_order(name, seed)[classifier_size:]
     chosen = unseen[:count] if part == "first" else unseen[count:]

@@ -50,10 +50,10 @@ class Perceptual(Task):
 
     factor: int = 4
     train_size: int = 5000
-    epochs: int = 10
-    batch_size: int = 64
-    test_size: int = 2000
-    classifier_size: int = 20000
+    epochs: int = 4
+    batch_size: int = 32
+    test_size: int = 1000
+    classifier_size: int = 10000
     classifier_epochs: int = 5
 
     def __post_init__(self):
@@ -246,10 +246,12 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     """Every loss, each at the best of as many learning rates."""
     check_name("dataset", dataset, data.NAMES)
     seeds, rates, recipe = range(3), (1e-3, 3e-3, 1e-2), {}
+    if dataset == "digits":
+        recipe = dict(factor=2, train_size=1000, test_size=360, classifier_size=1200, classifier_epochs=8)
+    elif profile != "paper":
+        recipe = dict(train_size=2000, test_size=500, classifier_size=4000)
     if profile != "paper":
-        rates, recipe = rates[1:], dict(train_size=2000, epochs=3, test_size=500, classifier_size=4000)
-        if dataset == "digits":
-            recipe = dict(factor=2, train_size=1000, test_size=360, classifier_size=1200, classifier_epochs=8)
+        rates = rates[1:]
     if profile == "smoke":
         seeds, recipe = range(2), recipe | dict(epochs=1, classifier_epochs=2)
     first = [Perceptual(dataset=dataset, model=model, loss=loss, learning_rate=rates[0], **recipe) for loss in LOSSES]

@@ -1,0 +1,121 @@
+"""The experiment on distances between sets of images: each distance on cases with a known answer, runs, verdicts."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from lossbook import data, results, sweep
+from lossbook.tasks import distances, row
+from lossbook.tasks.distances import DISTANCES, LEVELS, Distances, Sample, fid, fourier_of_means, sinkhorn, sliced
+
+DIGITS = dict(dataset="digits", model="cnn_small", images=120, classifier_size=500, epochs=4)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_fid_is_that_of_torchmetrics():
+    class Features(torch.nn.Module):
+        num_features = 12
+
+        def forward(self, images):
+            return images.flatten(1).double() / 255
+
+    random = torch.Generator().manual_seed(0)
+    x, y = (torch.randint(0, high, (80, 3, 2, 2), generator=random, dtype=torch.uint8) for high in (256, 200))
+    metric = FrechetInceptionDistance(Features(), input_img_size=(3, 2, 2)).set_dtype(torch.float64)
+    metric.update(x, real=True)
+    metric.update(y, real=False)
+    features = Features()
+    assert fid(features(x), features(y)) == pytest.approx(metric.compute().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [50, 8])  # more and fewer points than dimensions
+def test_fid_of_a_shift_is_its_square(n):
+    x, shift = normal(n, 10), normal(10, seed=1)
+    assert fid(x, x + shift) == pytest.approx(shift.square().sum().item(), rel=1e-9)
+    assert fid(x, x) == pytest.approx(0, abs=1e-12)
+
+
+def test_sliced_and_sinkhorn_of_a_shift():
+    x, shift = normal(60, 10), normal(10, seed=1)
+    length = shift.norm().item()
+    assert sliced(x, x + shift, 0) == pytest.approx(length / math.sqrt(10), rel=0.1)  # 200 directions of a sphere
+    assert sinkhorn(x, x + shift) == pytest.approx(length, rel=0.01)
+    assert sliced(x, x, 0) == sinkhorn(x, x) == 0
+
+
+def test_fourier_of_means_sees_neither_brightness_nor_what_leaves_the_mean_unchanged():
+    x = normal(40, 3, 6, 6)
+    assert fourier_of_means(x, x + 0.3) == pytest.approx(0, abs=1e-9)
+    assert fourier_of_means(x, x.mean(0, keepdim=True)) == pytest.approx(0, abs=1e-9)
+    assert fourier_of_means(x, x.roll(1, -1)) > 1e-3
+
+
+@pytest.mark.parametrize("loss", DISTANCES)
+def test_distances_are_symmetric_and_see_a_doubling_of_the_spread(loss):
+    x, y = (Sample(normal(60, 1, 4, 4, seed=seed), normal(60, 5, seed=seed + 9)) for seed in (0, 1))
+    measure = DISTANCES[loss]
+    assert measure(x, y, 0) == pytest.approx(measure(y, x, 0), rel=0.05)  # of Sinkhorn, x sets the blur
+    assert measure(x, Sample(2 * y.images, 2 * y.features), 0) > measure(x, y, 0) > 0
+
+
+def test_the_same_configuration_gives_the_same_row():
+    task = Distances(loss="fid", damage="gaussian", level=0.2, **DIGITS)
+    first = row(task)
+    distances.distance.cache_clear()
+    distances._sample.cache_clear()
+    distances.classifier.cache_clear()
+    again = row(task)
+    for name in ("value", "floor", "ratio", "expected_floor"):
+        assert first[name] == again[name]
+
+
+@pytest.mark.parametrize("loss", DISTANCES)
+@pytest.mark.parametrize("damage", LEVELS)
+def test_heavy_damage_to_digits_counts_more_than_light_damage(damage, loss):
+    low, high = (
+        row(Distances(loss=loss, damage=damage, level=float(level), **DIGITS))
+        for level in (LEVELS[damage][0], LEVELS[damage][2 if damage == "missing" else -1])
+    )
+    assert low["floor"] == high["floor"] > 0
+    assert high["ratio"] > max(low["ratio"], 1.05)
+
+
+def test_the_sets_share_no_image_and_missing_classes_are_missing():
+    loaded = data.load("digits")
+    where = {
+        image.tobytes(): (number, label) for number, (image, label) in enumerate(zip(loaded.x_train, loaded.y_train))
+    }
+    task = Distances(loss="fid", damage="missing", level=4.0, **DIGITS)
+
+    def found(task, part):
+        images = task.sample(part).images.mul(255).round().to(torch.uint8)[:, 0].numpy()
+        return [where[image.tobytes()] for image in images]
+
+    undamaged = replace(task, damage="none", level=0.0)
+    first, other, damaged = found(task, "first"), found(undamaged, "other"), found(task, "other")
+    assert len(first) == len(other) == len(damaged) == 120
+    assert not {number for number, _ in first} & {number for number, _ in other + damaged}
+    assert len({label for _, label in other}) == 10 and len({label for _, label in damaged}) == 6
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="Did you mean 'gaussian'"):
+        Distances(loss="fid", damage="gausian", **DIGITS)
+    with pytest.raises(ValueError, match="images=900"):
+        Distances(loss="fid", **DIGITS | dict(images=900))
+    with pytest.raises(ValueError, match="ask for fewer images or classes"):
+        row(Distances(loss="fid", damage="missing", level=9.0, **DIGITS))
+
+
+@pytest.mark.parametrize("profile", sweep.PROFILES)
+def test_the_runs_of_every_profile_differ(profile):
+    for dataset, model in sweep.pairs("distances", profile):
+        plan = sweep.plan("distances", profile, dataset, model)
+        assert not plan.tuning and len({task.hash for task in plan.grid}) == len(plan.grid)
+        assert {task.loss for task in plan.grid} == set(DISTANCES)

@@ -1,0 +1,119 @@
+"""The experiment on perceptual losses: the judge, the network that restores, runs, verdicts."""
+
+import math
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lossbook import data, models, sweep
+from lossbook.losses.perceptual import PerceptualLoss
+from lossbook.tasks import perceptual, row
+from lossbook.tasks.perceptual import LAYERS, LOSSES, PICTURES, Perceptual, Upscaler, interpolated, judgement, roughness
+
+TINY = dict(
+    dataset="digits", model="cnn_small", learning_rate=1e-2, factor=2, train_size=400, epochs=2, test_size=100,
+    classifier_size=500, classifier_epochs=3,
+)  # fmt: skip
+JUDGED = ("psnr", "ssim", "accuracy", "judge_error", "sharpness")
+
+
+def some_images(n=20, channels=1, size=8):
+    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def judged(images, original):
+    network = models.create("cnn_small", tuple(original.shape[1:]), 10, 0).eval()
+    channels = original.shape[1]
+    judge = PerceptualLoss(network, LAYERS, mean=(0.5,) * channels, std=(0.25,) * channels)
+    labels = network((original - 0.5) / 0.25).argmax(1)
+    with torch.no_grad():
+        return judgement(images, original, labels, judge, network)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_the_judge_of_equal_images(channels, size):
+    images = some_images(channels=channels, size=size)
+    found = judged(images, images)
+    assert found.pop("psnr") == math.inf
+    assert found == pytest.approx({"ssim": 1, "accuracy": 1, "judge_error": 0, "sharpness": 1}, abs=1e-6)
+
+
+def test_psnr_of_an_offset_and_sharpness_of_half_the_contrast():
+    images = some_images()
+    assert judged(images + 0.1, images)["psnr"] == pytest.approx(20, abs=1e-3)  # -10 log10 0.1²
+    assert judged(images / 2, images)["sharpness"] == pytest.approx(0.5)
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2
+    assert roughness(board.float()[None, None]) == 1
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_network_begins_with_bicubic_interpolation(factor):
+    low = some_images(channels=3)
+    torch.testing.assert_close(Upscaler(3, factor)(low), interpolated(low, factor))
+    assert interpolated(low, factor).shape == (20, 3, 8 * factor, 8 * factor)
+    grey = torch.full((1, 3, 8, 8), 0.4)
+    torch.testing.assert_close(interpolated(grey, factor), torch.full((1, 3, 8 * factor, 8 * factor), 0.4))
+
+
+def test_both_terms_weigh_the_same_at_the_start():
+    images, task = some_images(), Perceptual(loss="both", **TINY)
+    shrunk = lambda x: F.avg_pool2d(x, 2)  # noqa: E731
+    network = PerceptualLoss(models.create("cnn_small", (1, 8, 8), 10, 0), LAYERS, mean=(0.5,), std=(0.25,))
+    rough = interpolated(shrunk(images), 2)
+    pixel, both = (
+        replace(task, loss=loss)._criterion(network, images, shrunk)(rough, images).mean().item()
+        for loss in ("pixel", "both")
+    )
+    assert both == pytest.approx(2 * pixel, rel=1e-5)
+
+
+def test_the_same_configuration_gives_the_same_row():
+    task = Perceptual(loss="both", **TINY)
+    first = row(task)
+    perceptual.classifier.cache_clear()
+    again = row(task)
+    for name in (*JUDGED, "validation_score", "restored"):
+        assert first[name] == again[name]
+
+
+def test_training_gains_on_interpolation_and_the_pictures_are_those_judged():
+    found = {loss: row(replace(Perceptual(loss="pixel", **TINY), loss=loss)) for loss in LOSSES}
+    for loss, one in found.items():
+        assert one["status"] == "done" and one["psnr"] > one["interpolated_psnr"], loss
+        assert {name: one[f"interpolated_{name}"] for name in JUDGED} == {
+            name: found["pixel"][f"interpolated_{name}"] for name in JUDGED
+        }
+    original = data.load("digits").x_test[:PICTURES]
+    assert found["pixel"]["original"] == original.flatten().tolist()
+    restored = numpy.reshape(found["pixel"]["restored"], original.shape) / 255.0
+    errors = ((restored - original / 255.0) ** 2).mean((1, 2))
+    assert abs((-10 * numpy.log10(errors)).mean() - found["pixel"]["psnr"]) < 3  # six images of the hundred
+
+
+def test_a_loss_that_turns_infinite_is_recorded():
+    found = row(Perceptual(loss="pixel", **TINY | dict(learning_rate=1e20)))
+    assert found["status"] == "diverged" and math.isnan(found["validation_score"])
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="Did you mean 'perceptual'"):
+        Perceptual(loss="perceptal", **TINY)
+    with pytest.raises(ValueError, match="factor=3"):
+        Perceptual(loss="pixel", **TINY | dict(factor=3))
+    with pytest.raises(ValueError, match="train_size=600"):
+        Perceptual(loss="pixel", **TINY | dict(train_size=600))
+    with pytest.raises(ValueError, match="test_size=400"):
+        Perceptual(loss="pixel", **TINY | dict(test_size=400))
+
+
+@pytest.mark.parametrize("profile", sweep.PROFILES)
+def test_every_loss_has_the_same_budget_in_every_profile(profile):
+    for dataset, model in sweep.pairs("perceptual", profile):
+        plan = sweep.plan("perceptual", profile, dataset, model)
+        rates = [{task.learning_rate for task in plan.tuning if task.loss == loss} for loss in LOSSES]
+        assert rates[0] == rates[1] == rates[2] and len(rates[0]) > 1
+        assert not {task.seed for task in plan.tuning} & {task.seed for task in plan.grid}
+        assert len({task.hash for task in plan.grid}) == len(plan.grid)
