@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -89,7 +90,8 @@ def test_heavy_damage_to_digits_counts_more_than_light_damage(damage, loss):
 def test_the_sets_share_no_image_and_missing_classes_are_missing():
     loaded = data.load("digits")
     where = {
-        image.tobytes(): (number, label) for number, (image, label) in enumerate(zip(loaded.x_train, loaded.y_train))
+        image.tobytes(): (number, label)
+        for number, (image, label) in enumerate(zip(loaded.x_train, loaded.y_train, strict=True))
     }
     task = Distances(loss="fid", damage="missing", level=4.0, **DIGITS)
 
@@ -119,3 +121,60 @@ def test_the_runs_of_every_profile_differ(profile):
         plan = sweep.plan("distances", profile, dataset, model)
         assert not plan.tuning and len({task.hash for task in plan.grid}) == len(plan.grid)
         assert {task.loss for task in plan.grid} == set(DISTANCES)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Geometric mean of the ratio to the floor and the ends of its interval, by data set, damage, level and loss."""
+    rows = sweep.published("distances")
+    if rows.empty:
+        pytest.skip("no published table")
+    groups = rows[rows["damage"] != "none"].groupby(["dataset", "damage", "level", "loss"])["ratio"]
+
+    def summary(ratios):
+        mean, half, n = results.interval(numpy.log(ratios))
+        return {"mean": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half), "n": n}
+
+    table = groups.apply(summary).unstack()
+    assert set(table.index.get_level_values("dataset")) == {"mnist", "cifar10"} and (table["n"] == 5).all()
+    return table
+
+
+def test_verdict_features_see_every_damage(published):
+    """The root of FID at the strongest level of each damage is more than twice its floor."""
+    strongest = published.xs("fid", level="loss").groupby(["dataset", "damage"])["low"].last()
+    assert len(strongest) == 6 and (strongest > 2).all()
+
+
+def test_verdict_transport_between_pixels_rewards_blur(published):
+    """The Sinkhorn divergence of pixels falls below its floor under a blur of 0.6 and of 1 pixel, on both sets."""
+    table = published.xs("sinkhorn_pixels", level="loss")
+    for name in ("mnist", "cifar10"):
+        for level in (0.6, 1.0):
+            assert table.loc[(name, "blur", level), "high"] < 1
+
+
+def test_verdict_mean_images_hide_blur_and_show_missing_digits(published):
+    """The Fourier metric of mean images: blind to one pixel of blur on CIFAR10; one missing digit doubles it."""
+    table = published.xs("fourier", level="loss")
+    assert table.loc[[("cifar10", "blur", level) for level in (0.4, 0.6, 1.0)], "mean"].between(0.95, 1.05).all()
+    assert table.loc[("mnist", "missing", 1.0), "low"] > 1.2
+
+
+def test_verdict_one_missing_class_shows_on_mnist_and_hardly_on_cifar10(published):
+    """On MNIST the root of FID lies furthest above its floor; on CIFAR10 the intervals of it and all others reach 1."""
+    table = published["mean"].unstack()
+    assert table.loc[("mnist", "missing", 1.0)].idxmax() == "fid"
+    assert (published["low"].unstack().loc[("cifar10", "missing", 1.0)] < 1.01).all()
+
+
+def test_verdict_the_floor_of_fid_is_its_bias():
+    rows = sweep.published("distances")
+    if rows.empty:
+        pytest.skip("no published table")
+    floors = rows[rows["loss"] == "fid"].groupby(["dataset", "images"])[["floor", "expected_floor"]].mean()
+    assert set(floors.loc["mnist"].index) == {250, 500, 1000, 2000, 4000} and ("cifar10", 2000) in floors.index
+    many = floors[floors.index.get_level_values("images") >= 500]
+    assert (many["floor"] / many["expected_floor"]).between(0.9, 1.1).all()
+    mnist = floors.loc["mnist", "floor"]
+    assert 0.45 < mnist[4000] / mnist[1000] < 0.55  # four times as many images, half the root

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lossbook import data, models, sweep
+from lossbook import data, models, results, sweep
 from lossbook.losses.perceptual import PerceptualLoss
 from lossbook.tasks import perceptual, row
 from lossbook.tasks.perceptual import LAYERS, LOSSES, PICTURES, Perceptual, Upscaler, interpolated, judgement, roughness
@@ -117,3 +117,36 @@ def test_every_loss_has_the_same_budget_in_every_profile(profile):
         assert rates[0] == rates[1] == rates[2] and len(rates[0]) > 1
         assert not {task.seed for task in plan.tuning} & {task.seed for task in plan.grid}
         assert len({task.hash for task in plan.grid}) == len(plan.grid)
+
+
+@pytest.fixture(scope="module")
+def differences():
+    """Difference to `pixel` over shared seeds: a function of a score, indexed by data set and loss."""
+    rows = sweep.published("perceptual")
+    if rows.empty:
+        pytest.skip("no published table")
+    assert (rows["status"] == "done").all() and set(rows["dataset"]) == {"fashion_mnist", "cifar10"}
+
+    def table(score):
+        found = results.paired_differences(rows, "pixel", ["dataset"], value=score).set_index(["dataset", "loss"])
+        assert (found["n"] == 3).all()
+        return found
+
+    return table
+
+
+def test_verdict_features_cost_psnr_and_structure(differences):
+    """Trained on features alone, PSNR and SSIM are lower than with pixels, and the images are sharper."""
+    for score, sign in (("psnr", -1), ("ssim", -1), ("sharpness", 1)):
+        one = differences(score).xs("perceptual", level="loss")
+        assert (sign * one["difference"] - one["half_width"] > 0).all(), score
+
+
+def test_verdict_another_network_is_not_convinced(differences):
+    """In the features of the judge the error is larger than with pixels, not smaller."""
+    one = differences("judge_error").xs("perceptual", level="loss")
+    assert (one["difference"] > 0).all()
+
+
+def test_verdict_both_stay_close_to_pixels(differences):
+    assert (differences("psnr").xs("both", level="loss")["difference"].abs() < 0.5).all()
