@@ -60,7 +60,7 @@ QUICK = (
     "pedcc",
 )
 FEW = (*SMOKE, "fixed_etf", "pod(decorrelation=0.0)", "pod(delta='norm')", "am_softmax", "pedcc")
-RATES = (0.005, 0.02, 0.08, 0.32)
+RATES = (0.005, 0.02, 0.08, 0.32, 1.28)
 MEASURES = ("within_class", "within_class_direction", "equiangular", "simplex", "mean_norm")
 
 
@@ -197,7 +197,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     if profile == "smoke":
         losses, seeds, rates, recipe = SMOKE, range(2), (0.08, 0.32), dict(epochs=2)
     elif profile == "quick":
-        losses, seeds, rates = QUICK, range(3), RATES[1:]
+        losses, seeds, rates = QUICK, range(3), RATES[1:4]
     if dataset == "digits" and profile != "smoke":
         recipe = dict(epochs=8)
     elif model in DEEP and profile == "paper":
