@@ -37,7 +37,7 @@ def test_another_seed_is_another_run():
 
 
 def test_heads_meet_the_same_backbone_and_batches():
-    """POD without delta and decorrelation is the squared cosine, so the whole runs are the same; with them it is not."""
+    """POD without delta and decorrelation is the squared cosine, so the runs are the same; with them it is not."""
     plain, bare = found(FIXED), found("pod(delta='zero', decorrelation=0.0)")
     for name in ("train_loss", "validation_accuracy", *pod.MEASURES):
         assert (curve(plain, name) == curve(bare, name)).all()
