@@ -109,3 +109,61 @@ def test_verdict_gains_on_noisy_images_are_not_fourier():
     ):
         ours = table[table["loss"] == ORDERED]
         assert len(ours) and not ((results.holm(ours["p"]) < 0.05) & (ours["difference"] > 0)).any()
+
+
+# --- the loss as a hyper-parameter, rooted losses in deep networks --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study():
+    return sweep.published("loss_study").rename(columns={"variant": "setting"})
+
+
+def gaps(rows, loss, other):
+    """Differences in test accuracy between two losses, run by run."""
+    keys = ["dataset", "model", "setting", "seed"]
+    one, two = (rows[rows["loss"] == name].set_index(keys)["test_accuracy"] for name in (loss, other))
+    return (one - two).dropna()
+
+
+def test_negative_controls_of_the_loss_study(study):
+    """The divergence is cross-entropy in every run; losses that differ by a factor agree once the rate is matched."""
+    same = gaps(study, "kl_divergence", "cross_entropy")
+    assert len(same) >= 30 and (same == 0).all()
+    for first, *others in sweep.CONTROLS:
+        for other in set(others) & set(study["loss"]):
+            gap = gaps(study[study["setting"] == "sgd matched"], other, first)
+            assert len(gap) >= 10 and (gap.groupby("dataset").mean().abs() < 0.005).all(), (other, first)
+
+
+def test_verdict_a_significant_difference_that_is_a_learning_rate(study):
+    """Averaged over classes, the divergence trails cross-entropy at one rate, and equals it at the matched one."""
+    rows = study[(study["dataset"] == "mnist") & study["setting"].isin(["sgd same", "sgd matched"])]
+    table = against(rows, "cross_entropy", ["setting"]).set_index(["setting", "loss"])
+    mean = "kl_divergence(class_reduction='mean')"
+    one, two = table.loc[("sgd same", mean)], table.loc[("sgd matched", mean)]
+    assert one["n"] == 5 and one["difference"] + one["half_width"] < -5 and one["p_holm"] < 0.001
+    assert abs(two["difference"]) < 0.2
+
+
+@pytest.fixture(scope="module")
+def rooted():
+    return sweep.published("rooted_deep").rename(columns={"variant": "setting"})
+
+
+def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted):
+    there = rooted[
+        (rooted["setting"] == "sgd shared") & rooted["loss"].isin(["rooted_logistic", "rooted_logistic(k=2)"])
+    ]
+    assert len(there) == 10 and (there["status"] == "diverged").all()
+    assert (rooted.loc[rooted["loss"] == "cross_entropy", "status"] == "done").all()
+
+
+def test_verdict_rooted_losses_gain_no_accuracy(rooted):
+    """Tuned, the convex form trails cross-entropy under SGD, the bounded form is near; under Adam all are close."""
+    tuned = against(rooted[rooted["setting"] == "sgd tuned"], "cross_entropy", ["setting"]).set_index("loss")
+    convex = tuned.loc[["rooted_logistic", "rooted_logistic(k=2)"]]
+    assert (convex["difference"] + convex["half_width"] < -1).all() and (convex["n"] == 5).all()
+    assert -0.5 < tuned.loc["rooted_bounded", "difference"] < 0.1
+    adam = against(rooted[rooted["setting"] == "adam shared"], "cross_entropy", ["setting"])
+    assert (adam["difference"] < 0.1).all() and (adam["difference"] > -1).all()
