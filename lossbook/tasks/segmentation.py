@@ -1,0 +1,271 @@
+"""Finding the pixels of a digit on a busy background: losses of pixels against a loss of masks, by foreground share.
+
+A digit is blended into an image as translucent white; the pixels of its ink are the foreground, and its size sets their
+share. MNIST digits lie on CIFAR10 images; the small digits of scikit-learn lie on random textures, made here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from lossbook import data
+from lossbook.checks import check_name, check_range
+from lossbook.tasks import Runs, Task
+from lossbook.training import derived_seed, generator
+
+DEFAULT = ("digits", "fcn_small")
+PAPER = (("mnist", "fcn_small"),)
+BACKGROUNDS = {"digits": "textures", "mnist": "cifar10"}
+SIZE = 32  # height and width of an image
+OPACITY = 0.7  # of full ink
+THRESHOLDS = tuple(k / 20 for k in range(1, 20))  # of the probability, from which validation data choose one
+PRIOR = 0.01  # probability of foreground that the focal paper's network starts with
+EXAMPLES = 2  # test images kept with the first seed
+
+
+def dice(logits: Tensor, mask: Tensor) -> Tensor:
+    """1 - (2 Σpg + ε) / (Σp + Σg + ε) of each image, ε = 1e-5, p the probability and g the mask: value (n,)."""
+    p, epsilon = logits.sigmoid().flatten(1), 1e-5
+    g = mask.flatten(1)
+    return 1 - (2 * (p * g).sum(1) + epsilon) / (p.sum(1) + g.sum(1) + epsilon)
+
+
+def bce(logits: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy, the mean over the pixels of each image: value (n,)."""
+    return F.binary_cross_entropy_with_logits(logits, mask, reduction="none").flatten(1).mean(1)
+
+
+def focal(logits: Tensor, mask: Tensor) -> Tensor:
+    """The sigmoid focal loss with γ = 2 and α = 0.25, the mean over the pixels of each image: value (n,)."""
+    return sigmoid_focal_loss(logits, mask, alpha=0.25, gamma=2).flatten(1).mean(1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": bce,
+    "focal": focal,
+    "dice": dice,
+    "bce_dice": lambda logits, mask: bce(logits, mask) + dice(logits, mask),
+    "focal_dice": lambda logits, mask: focal(logits, mask) + dice(logits, mask),
+    "bce_prior": bce,
+    "focal_prior": focal,
+}
+
+
+class SmallFCN(nn.Module):
+    """A fully convolutional network on two scales: logits (n, 1, height, width), from 19 pixels about each or so."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.fine = _block(channels, 8)
+        self.coarse = nn.Sequential(
+            _block(8, 16, stride=2), _block(16, 16, dilation=2, padding=2), nn.Conv2d(16, 32, 1), nn.PixelShuffle(2)
+        )
+        self.last = nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.fine(images)
+        return self.last(torch.cat([fine, self.coarse(fine)], 1))
+
+
+def _block(inputs: int, outputs: int, padding: int = 1, **options: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=padding, bias=False, **options)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+MODELS = {"fcn_small": SmallFCN}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(Task):
+    """A network trained to mark the foreground pixels.
+
+    dataset     "digits" on random textures, grey; "mnist" on CIFAR10, in colour
+    loss        one of `LOSSES`; with "_prior" the last layer starts by giving every pixel about the probability `PRIOR`
+    share       of foreground pixels, in (0, 0.1]
+    train_size  images trained on; a quarter as many more are for validation
+    test_size   images it is judged on
+    epochs      passes over the training images
+    batch_size  images a step; the last, smaller batch of an epoch is dropped
+    """
+
+    share: float = 0.03
+    train_size: int = 2000
+    test_size: int = 1000
+    epochs: int = 5
+    batch_size: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, allowed in (("dataset", BACKGROUNDS), ("model", MODELS), ("loss", LOSSES)):
+            check_name(name, getattr(self, name), allowed)
+        for name, interval in (
+            ("share", "(0, 0.1]"),
+            ("epochs", "[1, inf)"),
+            ("batch_size", "[2, inf)"),
+            ("train_size", f"[{self.batch_size}, inf)"),
+            ("test_size", f"[{EXAMPLES}, inf)"),
+        ):
+            check_range(name, getattr(self, name), interval)
+
+    def run(self, device: torch.device) -> dict[str, object]:
+        """iou: of the foreground, over all test pixels at once, where the probability is above one half.
+
+        validation_score    the same on validation images, also after each epoch as validation_curve
+        iou_at_chosen       on the test set at chosen_threshold, which is the best of `THRESHOLDS` on validation images
+        precision, recall   on the test set, at one half
+        first_balance       of the first batch: |Σ ∂loss/∂logit| over the foreground, over that of the background
+        example_*           of seed 0: images (row by row, channels first), masks and probabilities, from 0 to 255
+        """
+        images, masks = self.composed("train", self.train_size, device)
+        held, held_masks = self.composed("validation", self.train_size // 4, device)
+        test, test_masks = self.composed("test", self.test_size, device)
+
+        network = self.network().to(device)
+        optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
+        random, steps = generator("order", self.seed), self.train_size // self.batch_size
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * self.epochs)
+        curve, first_balance = [], None
+        for _ in range(self.epochs):
+            network.train()
+            shuffled = torch.randperm(self.train_size, generator=random)[: steps * self.batch_size].to(device)
+            for batch in shuffled.split(self.batch_size):
+                optimiser.zero_grad()
+                logits = network(images[batch])
+                logits.retain_grad()
+                LOSSES[self.loss](logits, masks[batch]).mean().backward()
+                if first_balance is None:
+                    first_balance = balance(logits.grad, masks[batch])
+                optimiser.step()
+                schedule.step()
+            found = probabilities(network, held)
+            if not found.isfinite().all():
+                return {"status": "diverged", "validation_score": math.nan}
+            curve.append(iou(found > 0.5, held_masks))
+
+        chosen = max(THRESHOLDS, key=lambda threshold: iou(found > threshold, held_masks))
+        tested = probabilities(network, test)
+        marked, wanted = tested > 0.5, test_masks.bool()
+        hits = (marked & wanted).sum().item()
+        kept = slice(EXAMPLES if self.seed == 0 else 0)
+        examples = {"images": test[kept], "masks": test_masks[kept], "probabilities": tested[kept]}
+        return {
+            "validation_score": curve[-1],
+            "validation_curve": curve,
+            "iou": iou(marked, wanted),
+            "precision": hits / max(1, marked.sum().item()),
+            "recall": hits / wanted.sum().item(),
+            "chosen_threshold": chosen,
+            "iou_at_chosen": iou(tested > chosen, wanted),
+            "first_balance": first_balance,
+            **{f"example_{name}": (255 * x).round().int().flatten().tolist() for name, x in examples.items()},
+        }
+
+    def network(self) -> nn.Module:
+        """The network with its initial weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed("initialisation", self.seed))
+            network = MODELS[self.model](1 if self.dataset == "digits" else 3)
+        if self.loss.endswith("_prior"):
+            nn.init.constant_(network.last.bias, -math.log((1 - PRIOR) / PRIOR))
+        return network
+
+    def composed(self, part: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images (count, channels, SIZE, SIZE) in [0, 1] and masks (count, 1, SIZE, SIZE) of 0 and 1.
+
+        part  "train", "validation" or "test". The first two share no picture where there are enough; test pictures come
+              from the test sets. Where there are fewer than asked for, they are taken again, placed anew.
+        """
+        begin = self.train_size if part == "validation" else 0
+        purpose = "test pictures" if part == "test" else "pictures"
+        digits = _take(_pictures(self.dataset)[part == "test"], begin, count, generator(purpose, self.seed))
+        if self.dataset == "digits":
+            backgrounds = textures(count, generator(f"{part} textures", self.seed))
+        else:
+            pictures = _pictures(BACKGROUNDS[self.dataset])[part == "test"]
+            backgrounds = _take(pictures, begin, count, generator(f"{purpose} behind", self.seed))
+        images, masks = compose(digits, backgrounds, self.share, generator(f"{part} places", self.seed))
+        return images.to(device), masks.to(device)
+
+
+@functools.lru_cache(maxsize=2)
+def _pictures(name: str) -> dict[bool, Tensor]:
+    """All pictures of the test set (True) and of the training set, uint8 (n, channels, height, width)."""
+    loaded = data.load(name)
+    parts = {True: torch.from_numpy(loaded.x_test), False: torch.from_numpy(loaded.x_train)}
+    return {test: x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) for test, x in parts.items()}
+
+
+def _take(pictures: Tensor, begin: int, count: int, random: torch.Generator) -> Tensor:
+    """Pictures from `begin` on in a random order, in [0, 1]."""
+    order = torch.randperm(len(pictures), generator=random)
+    return pictures[order[torch.arange(begin, begin + count) % len(order)]].float() / 255
+
+
+def textures(count: int, random: torch.Generator) -> Tensor:
+    """Random grey images (count, 1, SIZE, SIZE) in [0, 1]: noise on grids of 2 to 32 points, coarse ones stronger."""
+    image = torch.zeros(count, 1, SIZE, SIZE)
+    for points in (2, 4, 8, 16, 32):
+        noise = torch.randn(count, 1, points, points, generator=random)
+        image += F.interpolate(noise, SIZE, mode="bilinear", align_corners=False) / points
+    lowest, highest = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
+    return (image - lowest) / (highest - lowest)
+
+
+def compose(digits: Tensor, backgrounds: Tensor, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Blend each digit (n, 1, h, w) into its background (n, channels, SIZE, SIZE), at a random place.
+
+    All digits are scaled alike, so that their ink together is `share` of the area. The mask is their inkiest pixels, as
+    many as make up the share over all images: equal but for ties of grey values.
+    """
+    side = min(SIZE, round(SIZE * math.sqrt(share / digits.mean().item())))
+    scaled = F.interpolate(digits, side, mode="bilinear", antialias=True)
+    ink = torch.zeros(len(digits), 1, SIZE, SIZE)
+    corners = torch.randint(SIZE - side + 1, (len(digits), 2), generator=random).tolist()
+    for canvas, digit, (row, column) in zip(ink, scaled, corners, strict=True):
+        canvas[:, row : row + side, column : column + side] = digit
+    faintest = ink.flatten().kthvalue(ink.numel() - round(share * ink.numel()) + 1).values
+    return torch.lerp(backgrounds, torch.ones(()), OPACITY * ink), (ink >= faintest).float()
+
+
+@torch.no_grad()
+def probabilities(network: nn.Module, images: Tensor) -> Tensor:
+    """Probability of foreground of every pixel (n, 1, height, width), in evaluation mode."""
+    network.eval()
+    return torch.cat([network(part) for part in images.split(500)]).sigmoid()
+
+
+def iou(marked: Tensor, mask: Tensor) -> float:
+    """Intersection over union of two masks of any shape, over all their pixels at once."""
+    marked, mask = marked.bool(), mask.bool()
+    return ((marked & mask).sum() / (marked | mask).sum()).item()
+
+
+def balance(slopes: Tensor, mask: Tensor) -> float:
+    """How strongly the foreground pulls its logits up, over how strongly the background pulls its own down."""
+    return (-(slopes * mask).sum() / (slopes * (1 - mask)).sum()).item()
+
+
+def runs(profile: str, dataset: str, model: str) -> Runs:
+    """Every loss at every share; each chooses among the same learning rates, at the smallest share."""
+    from lossbook.sweep import TUNING_SEED  # which imports this package
+
+    shares, seeds, rates, names, recipe = (0.01, 0.03, 0.1), range(3), (3e-3, 1e-2, 3e-2), list(LOSSES), {}
+    if profile == "smoke":
+        shares, seeds, rates, recipe = (0.03,), range(2), rates[1:2], dict(epochs=2, train_size=64, test_size=40)
+    elif profile == "quick":
+        shares, rates, recipe = (0.03, 0.1), rates[1:], dict(epochs=4, train_size=240, test_size=120)
+    if profile != "paper":
+        names = [name for name in names if not name.endswith("_prior")]
+    common = dict(dataset=dataset, model=model, learning_rate=rates[0], share=shares[0], **recipe)
+    first = [Segmentation(loss=loss, **common) for loss in names]
+    tuning = [replace(task, learning_rate=rate, seed=TUNING_SEED) for rate in rates for task in first]
+    grid = [replace(task, share=share, seed=seed) for seed in seeds for share in shares for task in first]
+    return Runs(tuple(grid), tuple(tuning) if len(rates) > 1 else ())

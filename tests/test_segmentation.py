@@ -1,0 +1,173 @@
+"""Segmentation of rare foreground: the losses against MONAI and a formula, the composed images, runs, verdicts."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from lossbook import sweep
+from lossbook.symbolic import focal_and_dice
+from lossbook.tasks import row
+from lossbook.tasks import segmentation as experiment
+
+CPU = torch.device("cpu")
+
+
+def task(**changes):
+    small = dict(epochs=4, train_size=160, test_size=60)
+    return experiment.Segmentation(
+        **dict(dataset="digits", model="fcn_small", loss="dice", learning_rate=1e-2) | small | changes
+    )
+
+
+def example(seed=0, shape=(4, 1, 9, 7)):
+    random = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(shape, generator=random, dtype=torch.float64)
+    mask = (torch.rand(shape, generator=random) < 0.2).double()
+    mask[0] = 0  # an image without foreground
+    return logits, mask
+
+
+def test_dice_is_monais():
+    from monai.losses import DiceLoss
+
+    logits, mask = example()
+    theirs = DiceLoss(sigmoid=True, reduction="none")(logits, mask).flatten()
+    torch.testing.assert_close(experiment.dice(logits, mask), theirs, rtol=0, atol=1e-10)
+
+
+def test_focal_is_its_formula():
+    logits, mask = example()
+    p = logits.sigmoid()
+    correct, alpha = torch.where(mask == 1, p, 1 - p), torch.where(mask == 1, 0.25, 0.75)
+    stated = (-alpha * (1 - correct) ** 2 * correct.log()).mean((1, 2, 3))
+    torch.testing.assert_close(experiment.focal(logits, mask), stated, rtol=0, atol=1e-10)
+
+
+def test_sums_are_sums_and_every_loss_learns_from_its_logits():
+    logits, mask = example()
+    parts = {name: loss(logits, mask) for name, loss in experiment.LOSSES.items()}
+    torch.testing.assert_close(parts["bce_dice"], parts["bce"] + parts["dice"])
+    torch.testing.assert_close(parts["focal_dice"], parts["focal"] + parts["dice"])
+    for name, loss in experiment.LOSSES.items():
+        assert torch.autograd.gradcheck(loss, (logits.clone().requires_grad_(), mask)), name
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
+def test_balance_at_a_constant_start_is_the_derivations(share):
+    """Dice pulls evenly however rare the foreground; cross-entropy as f/(1 - f); focal three times less still."""
+    mask = torch.zeros(1, 1, 100, 100, dtype=torch.float64)
+    mask.flatten()[: round(1e4 * share)] = 1
+    found = {}
+    for name in ("bce", "focal", "dice"):
+        logits = torch.zeros_like(mask, requires_grad=True)
+        experiment.LOSSES[name](logits, mask).sum().backward()
+        found[name] = experiment.balance(logits.grad, mask)
+    odds = share / (1 - share)
+    assert found["bce"] == pytest.approx(odds) and found["focal"] == pytest.approx(odds / 3)
+    derived = focal_and_dice.balance(*focal_and_dice.dice_slopes())
+    exact = derived.subs(
+        {
+            focal_and_dice.f: share,
+            focal_and_dice.q: 0.5,
+            **{n: 10_000 for n in derived.free_symbols - {focal_and_dice.f, focal_and_dice.q}},
+        }
+    )
+    assert found["dice"] == pytest.approx(float(exact), rel=1e-4) == pytest.approx((1 + share) / (1 - share), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.1])
+def test_masks_make_the_share_and_lie_where_the_digit_is(share):
+    one = task(share=share)
+    images, masks = one.composed("train", 200, CPU)
+    assert images.shape == masks.shape == (200, 1, experiment.SIZE, experiment.SIZE)
+    assert images.min() >= 0 and images.max() <= 1 and set(masks.unique().tolist()) == {0.0, 1.0}
+    # Ink has 17 grey values before it is scaled, so that ties can add a little.
+    assert masks.mean().item() == pytest.approx(share, rel=0.05)
+    assert masks.sum((1, 2, 3)).min() > 0
+    backgrounds = experiment.textures(200, experiment.generator("train textures", 0))
+    added = images - backgrounds
+    assert added.min() > -1e-6 and added[masks == 1].mean() > 5 * added[masks == 0].mean()
+
+
+def test_parts_of_a_seed_are_apart_and_losses_are_paired():
+    parts = {part: task().composed(part, 60, CPU)[0] for part in ("train", "validation", "test")}
+    for a, b in itertools.combinations(parts.values(), 2):
+        assert not torch.equal(a, b)
+    other = task(loss="bce", learning_rate=0.1)
+    assert all(torch.equal(other.composed(part, 60, CPU)[0], images) for part, images in parts.items())
+    assert not torch.equal(task(seed=1).composed("test", 60, CPU)[0], parts["test"])
+    same = zip(task().network().parameters(), other.network().parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+
+
+def test_prior_is_the_first_probability():
+    images, _ = task().composed("train", 100, CPU)
+    for loss, first in (("bce_prior", experiment.PRIOR), ("bce", 0.5)):
+        with torch.no_grad():
+            found = task(loss=loss).network().eval()(images).sigmoid().median().item()
+        assert first / 1.5 < found < 1.5 * first
+
+
+def test_iou_counts_pixels():
+    marked, mask = torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 1, 0])
+    assert experiment.iou(marked, mask) == pytest.approx(1 / 3)
+    assert experiment.iou(mask, mask) == 1 and experiment.iou(1 - mask, mask) == 0
+
+
+def test_a_run_is_reproducible_and_learns():
+    one = task(share=0.1)
+    found, again = row(one), row(one)
+    timeless = [{key: value for key, value in each.items() if key != "seconds"} for each in (found, again)]
+    assert timeless[0] == timeless[1] and found["status"] == "done" and found["hash"] == one.hash
+    assert found["iou"] > 0.25  # marking everything gives 0.1
+    assert found["validation_score"] == found["validation_curve"][-1] and len(found["validation_curve"]) == 4
+    assert found["chosen_threshold"] in experiment.THRESHOLDS
+    pixels = experiment.EXAMPLES * experiment.SIZE**2
+    for name in ("images", "masks", "probabilities"):
+        values = found[f"example_{name}"]
+        assert len(values) == pixels and 0 <= min(values) <= max(values) <= 255
+    assert row(task(share=0.1, seed=1, epochs=1))["example_images"] == []
+    assert found["iou"] == pytest.approx(1 / (1 / found["precision"] + 1 / found["recall"] - 1))
+
+
+def test_a_diverged_run_is_recorded():
+    found = row(task(learning_rate=1e35, loss="bce", epochs=1))
+    assert found["status"] == "diverged" and math.isnan(found["validation_score"])
+
+
+@pytest.mark.parametrize("profile", sweep.PROFILES)
+def test_profiles_give_every_loss_the_same_runs(profile):
+    dataset, model = experiment.PAPER[0] if profile == "paper" else experiment.DEFAULT
+    runs = experiment.runs(profile, dataset, model)
+    for part in (runs.grid, runs.tuning):
+        of_loss = {
+            loss: {(one.seed, one.share, one.learning_rate) for one in part if one.loss == loss}
+            for loss in {one.loss for one in runs.grid}
+        }
+        assert len(set(map(frozenset, of_loss.values()))) == 1 and len(part) == len(set(part))
+    assert {one.seed for one in runs.tuning} <= {sweep.TUNING_SEED}
+    assert {one.loss for one in runs.grid} >= {"bce", "focal", "dice", "bce_dice", "focal_dice"}
+
+
+def test_smoke_profile_runs(tmp_path):
+    plan = sweep.plan("segmentation", "smoke", losses=["bce", "dice"], seeds=[0], out=tmp_path)
+    assert len(sweep.run(plan, workers=1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": "dise"}, "dice"),
+        ({"share": 0.2}, "share"),
+        ({"dataset": "digit"}, "digits"),
+        ({"model": "fcn"}, "fcn_small"),
+        ({"train_size": 8}, "train_size"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+    ],
+)
+def test_a_bad_task_is_refused_before_any_work(changes, said):
+    with pytest.raises(ValueError, match=said):
+        task(**changes)
