@@ -81,7 +81,7 @@ def test_balance_at_a_constant_start_is_the_derivations(share):
 def test_masks_make_the_share_and_lie_where_the_digit_is(share):
     one = task(share=share)
     images, masks = one.composed("train", 200, CPU)
-    assert images.shape == masks.shape == (200, 1, experiment.SIZE, experiment.SIZE)
+    assert images.shape == masks.shape == (200, 1, experiment.TEXTURE, experiment.TEXTURE)
     assert images.min() >= 0 and images.max() <= 1 and set(masks.unique().tolist()) == {0.0, 1.0}
     # Ink has 17 grey values before it is scaled, so that ties can add a little.
     assert masks.mean().item() == pytest.approx(share, rel=0.05)
@@ -124,7 +124,7 @@ def test_a_run_is_reproducible_and_learns():
     assert found["iou"] > 0.25  # marking everything gives 0.1
     assert found["validation_score"] == found["validation_curve"][-1] and len(found["validation_curve"]) == 4
     assert found["chosen_threshold"] in experiment.THRESHOLDS
-    pixels = experiment.EXAMPLES * experiment.SIZE**2
+    pixels = experiment.EXAMPLES * experiment.TEXTURE**2
     for name in ("images", "masks", "probabilities"):
         values = found[f"example_{name}"]
         assert len(values) == pixels and 0 <= min(values) <= max(values) <= 255

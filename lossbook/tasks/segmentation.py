@@ -24,7 +24,7 @@ from lossbook.training import derived_seed, generator
 DEFAULT = ("digits", "fcn_small")
 PAPER = (("mnist", "fcn_small"),)
 BACKGROUNDS = {"digits": "textures", "mnist": "cifar10"}
-SIZE = 32  # height and width of an image
+TEXTURE = 24  # height and width of a texture
 OPACITY = 0.7  # of full ink
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))  # of the probability, from which validation data choose one
 PRIOR = 0.01  # probability of foreground that the focal paper's network starts with
@@ -178,7 +178,7 @@ class Segmentation(Task):
         return network
 
     def composed(self, part: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images (count, channels, SIZE, SIZE) in [0, 1] and masks (count, 1, SIZE, SIZE) of 0 and 1.
+        """Images (count, channels, size, size) in [0, 1] and masks (count, 1, size, size) of 0 and 1.
 
         part  "train", "validation" or "test". The first two share no picture where there are enough; test pictures come
               from the test sets. Where there are fewer than asked for, they are taken again, placed anew.
@@ -210,25 +210,26 @@ def _take(pictures: Tensor, begin: int, count: int, random: torch.Generator) -> 
 
 
 def textures(count: int, random: torch.Generator) -> Tensor:
-    """Random grey images (count, 1, SIZE, SIZE) in [0, 1]: noise on grids of 2 to 32 points, coarse ones stronger."""
-    image = torch.zeros(count, 1, SIZE, SIZE)
-    for points in (2, 4, 8, 16, 32):
+    """Random grey images (count, 1, TEXTURE, TEXTURE) in [0, 1]: noise on grids of 2 to 24 points, coarse ones most."""
+    image = torch.zeros(count, 1, TEXTURE, TEXTURE)
+    for points in (2, 3, 6, 12, 24):
         noise = torch.randn(count, 1, points, points, generator=random)
-        image += F.interpolate(noise, SIZE, mode="bilinear", align_corners=False) / points
+        image += F.interpolate(noise, TEXTURE, mode="bilinear", align_corners=False) / points
     lowest, highest = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
     return (image - lowest) / (highest - lowest)
 
 
 def compose(digits: Tensor, backgrounds: Tensor, share: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Blend each digit (n, 1, h, w) into its background (n, channels, SIZE, SIZE), at a random place.
+    """Blend each digit (n, 1, h, w) into its background (n, channels, size, size), at a random place.
 
     All digits are scaled alike, so that their ink together is `share` of the area. The mask is their inkiest pixels, as
     many as make up the share over all images: equal but for ties of grey values.
     """
-    side = min(SIZE, round(SIZE * math.sqrt(share / digits.mean().item())))
+    size = backgrounds.shape[-1]
+    side = min(size, round(size * math.sqrt(share / digits.mean().item())))
     scaled = F.interpolate(digits, side, mode="bilinear", antialias=True)
-    ink = torch.zeros(len(digits), 1, SIZE, SIZE)
-    corners = torch.randint(SIZE - side + 1, (len(digits), 2), generator=random).tolist()
+    ink = torch.zeros(len(digits), 1, size, size)
+    corners = torch.randint(size - side + 1, (len(digits), 2), generator=random).tolist()
     for canvas, digit, (row, column) in zip(ink, scaled, corners, strict=True):
         canvas[:, row : row + side, column : column + side] = digit
     faintest = ink.flatten().kthvalue(ink.numel() - round(share * ink.numel()) + 1).values
