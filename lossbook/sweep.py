@@ -136,7 +136,7 @@ def loss_study(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     """The loss as a hyper-parameter, by optimiser and protocol.
 
     same     every loss at one learning rate
-    matched  that rate, divided by the scale of the loss's gradient
+    matched  that rate, divided by the scale of the loss's gradient; for stochastic gradient descent
     tuned    the best of as many rates for every loss, around the matched one
     """
     names, seeds, factors = STUDY, tuple(range(10 if dataset in data.TABLES else 5)), FACTORS
@@ -156,8 +156,11 @@ def loss_study(profile: str, dataset: str, model: str) -> dict[str, Grid]:
         grid = Grid(names, clean, seeds, epochs, (rate,), recipe=recipe | dict(optimiser=optimiser))
         rates = tuple(float(f"{rate * factor:.4g}") for factor in factors)
         grids[f"{optimiser} same"] = grid
-        grids[f"{optimiser} matched"] = replace(grid, matched=True)
-        grids[f"{optimiser} tuned"] = replace(grid, matched=True, learning_rates=rates)
+        # Adam divides the scale of the gradient out; to match it would undo that
+        matched = optimiser == "sgd"
+        if matched:
+            grids[f"{optimiser} matched"] = replace(grid, matched=True)
+        grids[f"{optimiser} tuned"] = replace(grid, matched=matched, learning_rates=rates)
     return grids
 
 

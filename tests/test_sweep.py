@@ -305,7 +305,7 @@ def test_matched_rates_undo_the_scale_of_the_gradient():
 
 
 def test_a_variant_is_named():
-    assert sweep.variants("noisy_labels") == [""] and len(sweep.variants("loss_study")) == 6
+    assert sweep.variants("noisy_labels") == [""] and len(sweep.variants("loss_study")) == 5
     with pytest.raises(ValueError, match="sgd same"):
         sweep.plan("loss_study", "smoke")
     with pytest.raises(ValueError, match="'sgd tuned'"):

@@ -167,3 +167,26 @@ def test_verdict_rooted_losses_gain_no_accuracy(rooted):
     assert -0.5 < tuned.loc["rooted_bounded", "difference"] < 0.1
     adam = against(rooted[rooted["setting"] == "adam shared"], "cross_entropy", ["setting"])
     assert (adam["difference"] < 0.1).all() and (adam["difference"] > -1).all()
+
+
+def test_verdict_the_factor_calibrates_the_convex_form(rooted):
+    there = rooted[(rooted["loss"] == "rooted_logistic") & rooted["setting"].isin(["adam shared", "sgd tuned"])]
+    assert len(there) == 10
+    assert (there["calibration_error_rescaled"] < 0.7 * there["calibration_error"]).all()
+    assert (there["nll_rescaled"] < there["nll"]).all()
+
+
+def test_verdict_some_losses_do_poorly(study):
+    """At one rate; the matched rate mends Huber and leaves the losses of the absolute error behind."""
+    rows = study[study["dataset"] == "mnist"].groupby(["setting", "loss"])["test_accuracy"].mean()
+    same, matched = rows["sgd same"], rows["sgd matched"]
+    assert same["hinge"] < 0.35 and same["huber"] < 0.5 < 0.96 < same["cross_entropy"]
+    assert matched["huber"] > matched["cross_entropy"] and max(matched["hinge"], matched["mae"]) < 0.8
+
+
+def test_verdict_the_order_of_losses_follows_the_protocol(study):
+    """Brier is behind cross-entropy at the same rate, and ahead at the matched one; both beyond their intervals."""
+    rows = study[(study["dataset"] == "mnist") & study["setting"].isin(["sgd same", "sgd matched"])]
+    table = against(rows, "cross_entropy", ["setting"]).set_index(["setting", "loss"])
+    same, matched = table.loc[("sgd same", "brier")], table.loc[("sgd matched", "brier")]
+    assert same["difference"] + same["half_width"] < -1.5 and matched["difference"] - matched["half_width"] > 0
