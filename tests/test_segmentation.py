@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lossbook import sweep
+from lossbook import results, sweep
 from lossbook.symbolic import focal_and_dice
 from lossbook.tasks import row
 from lossbook.tasks import segmentation as experiment
@@ -171,3 +171,63 @@ def test_smoke_profile_runs(tmp_path):
 def test_a_bad_task_is_refused_before_any_work(changes, said):
     with pytest.raises(ValueError, match=said):
         task(**changes)
+
+
+# --- verdicts, from the committed table ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published():
+    rows = sweep.published("segmentation")
+    if rows.empty:
+        pytest.skip("no table is committed yet")
+    return rows
+
+
+def against(rows, baseline, value):
+    """Paired differences to a baseline in points of IoU, by loss and share."""
+    table = results.paired_differences(rows, baseline, ["share"], value).set_index(["loss", "share"])
+    return table.assign(difference=100 * table["difference"], half_width=100 * table["half_width"])
+
+
+def test_published_grid_is_whole(published):
+    counts = published.groupby(["loss", "share"])["seed"].nunique()
+    assert len(counts) == 3 * len(experiment.LOSSES) and (counts == 3).all() and (published["status"] == "done").all()
+
+
+def test_verdict_dice_finds_rare_foreground_at_one_half(published):
+    """At 1 % far ahead of cross-entropy, significantly, alone and in sums; at 10 % not, and not with thresholds."""
+    for loss in ("dice", "bce_dice", "focal_dice"):
+        half, chosen = against(published, "bce", "iou").loc[loss], against(published, "bce", "iou_at_chosen").loc[loss]
+        assert half.loc[0.01, "difference"] > 13 and half.loc[0.01, "p_holm"] < 0.05
+        assert half.loc[0.1, "difference"] < 2 and half.loc[0.1, "p_holm"] > 0.05
+        assert chosen["difference"].max() < 5 and (chosen["p_holm"] > 0.05).all()
+
+
+def test_verdict_a_start_at_a_small_probability_does_as_much_for_cross_entropy(published):
+    assert (
+        against(published, "bce", "iou").loc[("bce_prior", 0.01)].pipe(lambda x: x["difference"] - x["half_width"]) > 14
+    )
+    chosen = against(published, "bce", "iou_at_chosen").loc[("bce_prior", 0.01)]
+    assert chosen["difference"] > 11 and chosen["p_holm"] < 0.05
+    ahead = against(published, "dice", "iou_at_chosen").loc[("bce_prior", 0.01)]
+    assert ahead["difference"] > 7 and ahead["p_holm"] < 0.05
+    level = against(published, "dice", "iou").loc[("bce_prior", 0.01)]
+    assert level["half_width"] > level["difference"] > 0
+
+
+def test_verdict_focal_is_behind_and_mostly_by_calibration(published):
+    half, chosen = (
+        against(published, "bce", "iou").loc["focal"],
+        against(published, "bce", "iou_at_chosen").loc["focal"],
+    )
+    assert (half["difference"] < -9).all() and (half["p_holm"] < 0.05).sum() == 2
+    assert (chosen["difference"] > -3).all()
+    started = against(published, "bce_prior", "iou_at_chosen").loc[("focal_prior", 0.01)]
+    assert started["difference"] + started["half_width"] < 0
+
+
+def test_verdict_balance_of_the_first_batch(published):
+    rare = published[published["share"] == 0.01].groupby("loss")["first_balance"].mean()
+    assert rare["dice"] == pytest.approx(1, abs=0.05) and rare["bce_prior"] == pytest.approx(1, abs=0.2)
+    assert rare["bce"] < 0.02 and rare["focal"] < rare["bce"] and rare["focal_prior"] > 1000
