@@ -260,7 +260,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
 
     shares, seeds, rates, names, recipe = (0.01, 0.03, 0.1), range(3), (3e-3, 1e-2, 3e-2), list(LOSSES), {}
     if profile == "smoke":
-        shares, seeds, rates, recipe = (0.03,), range(2), rates[1:2], dict(epochs=2, train_size=64, test_size=40)
+        shares, seeds, rates, recipe = (0.03,), range(2), rates[1:2], dict(epochs=1, train_size=48, test_size=20)
     elif profile == "quick":
         shares, rates, recipe = (0.03, 0.1), rates[1:], dict(epochs=4, train_size=240, test_size=120)
     if profile != "paper":
