@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def check_name(what: str, name: object, allowed: Iterable[str]) -> None:
@@ -24,3 +24,11 @@ def check_range(what: str, value: object, interval: str) -> None:
     below = number and (value < high or (interval[-1] == "]" and value == high))
     if not (above and below):
         raise ValueError(f"{what}={value!r} was given; allowed: a number in {interval}")
+
+
+def check_fields(given: object, names: Mapping[str, Iterable[str]], intervals: Mapping[str, str]) -> None:
+    """`check_name` and `check_range` of the attributes of an object, by their name."""
+    for name, allowed in names.items():
+        check_name(name, getattr(given, name), allowed)
+    for name, interval in intervals.items():
+        check_range(name, getattr(given, name), interval)

@@ -6,6 +6,7 @@ NHW (grey) or NHWC (colour). ``root`` is the argument, else the environment vari
 in place of images.
 """
 
+import functools
 import os
 import tempfile
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ TABLES = {
     "wine": Spec((13,), 118, 60, ("class_0", "class_1", "class_2"), None),
     "breast_cancer": Spec((30,), 379, 190, ("malignant", "benign"), None),
 }
+ALL = (*SETS, *TABLES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ def is_there(name: str) -> bool:
 
 def spec(name: str) -> Spec:
     """What a set or table looks like, without loading it; ValueError with the nearest name for an unknown one."""
-    check_name("data set", name, (*SETS, *TABLES))
+    check_name("data set", name, ALL)
     return SETS[name] if name in SETS else TABLES[name]
 
 
@@ -144,6 +146,18 @@ def load(name: str, root: str | os.PathLike | None = None) -> Dataset:
         path = data_root(root) / f"{name}.npz"
         arrays = _read(name, path) if path.is_file() else _download(name, path)
     return Dataset(name=name, class_names=classes, **arrays)
+
+
+@functools.lru_cache(maxsize=4)
+def load_with_statistics(name: str) -> tuple[Dataset, tuple[float, ...] | np.ndarray, tuple[float, ...] | np.ndarray]:
+    """A set, and mean and standard deviation of its training data, kept in memory.
+
+    Of images those of each channel, as in ``channel_statistics``; of a table those of each feature.
+    """
+    loaded = load(name)
+    if name in TABLES:
+        return loaded, loaded.x_train.mean(0), loaded.x_train.std(0)
+    return loaded, *channel_statistics(loaded.x_train)
 
 
 def _digits() -> dict[str, np.ndarray]:
@@ -235,8 +249,8 @@ def _download(name: str, path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def to_tensor(x: np.ndarray) -> torch.Tensor:
-    """uint8 images NHW or NHWC as a float32 tensor NCHW with values in [0, 1], on the CPU."""
+def channels_first(x: np.ndarray) -> torch.Tensor:
+    """uint8 images NHW or NHWC as a uint8 tensor NCHW of its own memory, on the CPU."""
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8:
         given = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
         raise ValueError(f"images must be a uint8 NumPy array, got {given}")
@@ -244,7 +258,12 @@ def to_tensor(x: np.ndarray) -> torch.Tensor:
         x = x[..., None]
     if x.ndim != 4 or x.shape[-1] not in (1, 3):
         raise ValueError(f"images must be (n, height, width) or (n, height, width, 1 or 3), got shape {x.shape}")
-    return torch.tensor(x).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return torch.tensor(x).permute(0, 3, 1, 2).contiguous()
+
+
+def to_tensor(x: np.ndarray) -> torch.Tensor:
+    """uint8 images NHW or NHWC as a float32 tensor NCHW with values in [0, 1], on the CPU."""
+    return channels_first(x).float().div_(255)
 
 
 def channel_statistics(x_train: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

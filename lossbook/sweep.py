@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lossbook import data, losses, models, results, tasks
 from lossbook.checks import check_name
+from lossbook.tasks import TUNING_SEED
 from lossbook.training import Config, canonical_loss, default_device, provenance, train_together
 
 LOSSES = (
@@ -44,7 +45,6 @@ LOSSES = (
     "fourier(placement='permuted')",
 )
 IMAGE_LOSSES = tuple(loss for loss in LOSSES if loss not in ("sce", "nce_rce", "label_smoothing"))
-TUNING_SEED = 1000
 SYMMETRIC = tuple(("symmetric", rate) for rate in (0.0, 0.2, 0.4, 0.6))
 TRAINING_IMAGES = (("none", 0.0), ("gaussian", 0.3), ("salt_pepper", 0.2), ("blur", 1.5))
 PROFILES = ("smoke", "quick", "paper")
@@ -330,7 +330,7 @@ def _classifiers(
     experiment: str, profile: str, dataset: str, model: str, variant: str, changes: dict
 ) -> tuple[list[Config], list[Config]]:
     """The runs of one of `EXPERIMENTS`: those that tune, and the grid."""
-    check_name("dataset", dataset, (*data.NAMES, *data.TABLES))
+    check_name("dataset", dataset, data.ALL)
     check_name("model", model, models.MODELS)
     grid = EXPERIMENTS[experiment][0](profile, dataset, model)
     grid = grid[variant] if isinstance(grid, dict) else grid
@@ -389,7 +389,7 @@ def pairs(
     check_name("experiment", experiment, experiments())
     classifiers = experiment in EXPERIMENTS
     for name in datasets if classifiers else ():
-        check_name("dataset", name, (*data.NAMES, *data.TABLES))
+        check_name("dataset", name, data.ALL)
     for name in models_ if classifiers else ():
         check_name("model", name, models.MODELS)
     paper = EXPERIMENTS[experiment][1] if classifiers else _module(experiment).PAPER

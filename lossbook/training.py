@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lossbook import __version__, data, losses, models, noise
-from lossbook.checks import check_name, check_range
+from lossbook.checks import check_fields
 
 OPTIMISERS = ("adam", "sgd", "sgd_plain", "airbench")
 AUGMENTATIONS = ("none", "shift_flip", "crop_flip")
@@ -86,33 +86,30 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        for name, allowed in (
-            ("dataset", (*data.NAMES, *data.TABLES)),
-            ("model", models.MODELS),
-            ("noise_kind", noise.LABEL_KINDS),
-            ("image_noise", noise.IMAGE_KINDS),
-            ("augment", AUGMENTATIONS),
-            ("optimiser", OPTIMISERS),
-            ("mode", MODES),
-            ("views", VIEWS),
-        ):
-            check_name(name, getattr(self, name), allowed)
-        for name, kind, interval in (
-            ("noise_rate", float, "[0, 1]"),
-            ("image_level", float, "[0, inf)"),
-            ("learning_rate", float, "(0, inf)"),
-            ("weight_decay", float, "[0, inf)"),
-            ("epochs", int, "[1, inf)"),
-            ("batch_size", int, "[1, inf)"),
-            ("train_size", int, "[0, inf)"),
-            ("validation_share", float, "[0, 1)"),
-            ("seed", int, "[0, inf)"),
-        ):
-            value = getattr(self, name)
-            check_range(name, value, interval)
-            if kind is int and not isinstance(value, int):
-                raise ValueError(f"{name}={value!r} was given; allowed: a whole number in {interval}")
-            object.__setattr__(self, name, kind(value))
+        names = dict(
+            dataset=data.ALL,
+            model=models.MODELS,
+            noise_kind=noise.LABEL_KINDS,
+            image_noise=noise.IMAGE_KINDS,
+            augment=AUGMENTATIONS,
+            optimiser=OPTIMISERS,
+            mode=MODES,
+            views=VIEWS,
+        )
+        whole = dict(epochs="[1, inf)", batch_size="[1, inf)", train_size="[0, inf)", seed="[0, inf)")
+        real = dict(
+            noise_rate="[0, 1]",
+            image_level="[0, inf)",
+            learning_rate="(0, inf)",
+            weight_decay="[0, inf)",
+            validation_share="[0, 1)",
+        )
+        check_fields(self, names, whole | real)
+        for name, interval in whole.items():
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)!r} was given; allowed: a whole number in {interval}")
+        for name in real:
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not isinstance(self.panel, bool):
             raise ValueError(f"panel={self.panel!r} was given; allowed: True, False")
         if not isinstance(self.loss, str):
@@ -188,20 +185,12 @@ def derived_seed(purpose: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:7], "big")
 
 
-@functools.lru_cache(maxsize=4)
-def _dataset(name: str) -> tuple[data.Dataset, tuple, tuple]:
-    dataset = data.load(name)
-    if name in data.TABLES:  # each feature by itself
-        return dataset, dataset.x_train.mean(0), dataset.x_train.std(0)
-    return dataset, *data.channel_statistics(dataset.x_train)
-
-
 @functools.lru_cache(maxsize=16)
 def _images(
     name: str, part: str, kind: str, level: float, seed: int, purpose: str, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Standardised images of a set, damaged first where a kind is given. Kept on the device between runs."""
-    dataset, mean, std = _dataset(name)
+    dataset, mean, std = data.load_with_statistics(name)
     if name in data.TABLES:
         rows = (getattr(dataset, f"x_{part}") - mean) / std
         return torch.from_numpy(rows).to(device, dtype)
@@ -235,7 +224,7 @@ class Split:
 
 def prepare(config: Config, device: torch.device) -> Split:
     """Load, corrupt, split and standardise the data of a run."""
-    dataset = _dataset(config.dataset)[0]
+    dataset = data.load_with_statistics(config.dataset)[0]
     clean = torch.from_numpy(dataset.y_train).long()
     if config.train_size > len(clean):
         raise ValueError(f"train_size={config.train_size} was given; {config.dataset} has {len(clean)} images")

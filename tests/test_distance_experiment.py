@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lossbook import data, results, sweep
+from lossbook import data, judges, results, sweep
 from lossbook.tasks import distances, row
 from lossbook.tasks.distances import DISTANCES, LEVELS, Distances, Sample, fid, fourier_of_means, sinkhorn, sliced
 
@@ -70,7 +70,7 @@ def test_the_same_configuration_gives_the_same_row():
     first = row(task)
     distances.distance.cache_clear()
     distances._sample.cache_clear()
-    distances.classifier.cache_clear()
+    judges.classifier.cache_clear()
     again = row(task)
     for name in ("value", "floor", "ratio", "expected_floor"):
         assert first[name] == again[name]

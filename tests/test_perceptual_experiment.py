@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lossbook import data, models, results, sweep
+from lossbook import data, judges, models, results, sweep
 from lossbook.losses.perceptual import PerceptualLoss
-from lossbook.tasks import perceptual, row
+from lossbook.tasks import row
 from lossbook.tasks.perceptual import LAYERS, LOSSES, PICTURES, Perceptual, Upscaler, interpolated, judgement, roughness
 
 TINY = dict(
@@ -73,7 +73,7 @@ def test_both_terms_weigh_the_same_at_the_start():
 def test_the_same_configuration_gives_the_same_row():
     task = Perceptual(loss="both", **TINY)
     first = row(task)
-    perceptual.classifier.cache_clear()
+    judges.classifier.cache_clear()
     again = row(task)
     for name in (*JUDGED, "validation_score", "restored"):
         assert first[name] == again[name]

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from lossbook import data, style_gan, sweep
+from lossbook.judges import expected_fid
 from lossbook.tasks import rooted_gan, row
-from lossbook.tasks.rooted_gan import HALF_LIFE, FineTuning, expected_fid, margin_loss, select
+from lossbook.tasks.rooted_gan import HALF_LIFE, FineTuning, margin_loss, select
 
 SMALL = dict(
     dataset="digits", model="style_small", learning_rate=2e-3, source="digits", classes="56789",

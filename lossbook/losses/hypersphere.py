@@ -408,7 +408,16 @@ class SquaredCosine(_Prototypes):
         return norm_adaptive_cosine(features, target, self.class_vectors()).mean()
 
 
-class ScaledCosine(_Prototypes):
+class _Scaled(_Prototypes):
+    """A head whose scores are s cos θ_j."""
+
+    scale: float = 1.0
+
+    def scores(self, features: Tensor) -> Tensor:
+        return self.scale * super().scores(direction(features))
+
+
+class ScaledCosine(_Scaled):
     """-ln softmax(s cos(z, a_j))_y: cross-entropy on fixed simplex logits, the fixed-ETF classifier
 
     scale  s. For p_y = 0.99 at perfect alignment it must be (C-1)/C ln(99 (C-1)): 6.1 for 10 classes
@@ -419,20 +428,12 @@ class ScaledCosine(_Prototypes):
         check_range("fixed_etf: scale", scale, "(0, inf)")
         self.scale = scale
 
-    def scores(self, features: Tensor) -> Tensor:
-        return self.scale * super().scores(direction(features))
-
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(self.scores(features), target).mean()
 
 
-class _Margin(_Prototypes):
+class _Margin(_Scaled):
     """Cross-entropy on s cos θ_j, where a subclass makes the logit of the label smaller, so harder to raise."""
-
-    scale: float = 1.0
-
-    def scores(self, features: Tensor) -> Tensor:
-        return self.scale * super().scores(direction(features))
 
     def with_margin(self, cosine: Tensor) -> Tensor:
         """What stands for cos θ_y in training."""

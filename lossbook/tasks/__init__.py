@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import pkgutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lossbook.checks import check_range
 from lossbook.training import arithmetic, configuration_hash, default_device, provenance
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+TUNING_SEED = 1000  # of the runs that choose learning rates; no run of a grid has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +70,36 @@ class Runs:
     """What a profile asks for.
 
     grid    the runs, every seed of every setting; their learning rate is replaced where there is tuning
-    tuning  the same budget of learning rates for each loss, with the seed `sweep.TUNING_SEED`; empty for none
+    tuning  the same budget of learning rates for each loss, with the seed `TUNING_SEED`; empty for none
     """
 
     grid: tuple[Task, ...]
     tuning: tuple[Task, ...] = ()
+
+
+def batches(positions: Tensor, size: int, order: torch.Generator) -> tuple[Tensor, ...]:
+    """The positions of examples (N,) in a new order, `size` a batch; the last, smaller batch is dropped."""
+    shuffled = positions[torch.randperm(len(positions), generator=order).to(positions.device)]
+    return shuffled[: len(positions) // size * size].split(size)
+
+
+def one_epoch(
+    network: nn.Module, schedule: LRScheduler, batches: Sequence[Tensor], loss: Callable[[Tensor], Tensor]
+) -> float:
+    """Take a step of the schedule's optimiser for each batch, and return the mean of their losses.
+
+    loss  of the examples at the positions of a batch, a scalar
+    """
+    network.train()
+    total = torch.zeros((), device=batches[0].device)
+    for batch in batches:
+        value = loss(batch)
+        schedule.optimizer.zero_grad()
+        value.backward()
+        schedule.optimizer.step()
+        schedule.step()
+        total += value.detach()
+    return total.item() / len(batches)
 
 
 def row(task: Task) -> dict[str, object]:

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 
 from lossbook import data, noise
-from lossbook.checks import check_name, check_range
+from lossbook.checks import check_fields, check_name, check_range
+from lossbook.judges import classifier, expected_fid, training_order
 from lossbook.losses.spectral import fourier_distance
 from lossbook.tasks import Runs, Task
-from lossbook.tasks.perceptual import classifier, training_order
-from lossbook.tasks.perceptual import dataset as loaded_dataset
-from lossbook.tasks.rooted_gan import expected_fid
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "cnn_small")
@@ -126,18 +124,15 @@ class Distances(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (
-            ("dataset", data.NAMES),
-            ("model", ("mlp", "cnn_small")),
-            ("loss", DISTANCES),
-            ("damage", ("none", *LEVELS)),
-        ):
-            check_name(name, getattr(self, name), allowed)
+        check_fields(
+            self,
+            dict(dataset=data.NAMES, model=("mlp", "cnn_small"), loss=DISTANCES, damage=("none", *LEVELS)),
+            dict(epochs="[1, inf)"),
+        )
         spec = data.SETS[self.dataset]
         check_range("level", self.level, f"[0, {len(spec.classes) - 1}]" if self.damage == "missing" else "[0, inf)")
         check_range("classifier_size", self.classifier_size, f"[128, {spec.train - 4}]")
         check_range("images", self.images, f"[2, {(spec.train - self.classifier_size) // 2}]")
-        check_range("epochs", self.epochs, "[1, inf)")
 
     def run(self, device: torch.device) -> dict[str, object]:
         """value of the distance, its floor (the same without damage) and their ratio.
@@ -179,7 +174,7 @@ def _sample(
     damage: str,
     level: float,
 ) -> Sample:
-    loaded, mean, std = loaded_dataset(name)
+    loaded, mean, std = data.load_with_statistics(name)
     unseen = training_order(name, seed)[classifier_size:]
     chosen = unseen[:count] if part == "first" else unseen[count:]
     if damage == "missing":

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from lossbook import data, models
-from lossbook.checks import check_name, check_range
+from lossbook import data
+from lossbook.checks import check_fields, check_name, check_range
+from lossbook.judges import classifier, training_order
 from lossbook.losses.perceptual import PerceptualLoss, feature_distance
-from lossbook.sweep import TUNING_SEED
-from lossbook.tasks import Runs, Task
+from lossbook.tasks import TUNING_SEED, Runs, Task, batches, one_epoch
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "cnn_small")
@@ -58,20 +59,20 @@ class Perceptual(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("dataset", data.NAMES), ("model", ("cnn_small",)), ("loss", LOSSES)):
-            check_name(name, getattr(self, name), allowed)
+        check_fields(
+            self,
+            dict(dataset=data.NAMES, model=("cnn_small",), loss=LOSSES),
+            dict(batch_size="[1, inf)", epochs="[1, inf)", classifier_epochs="[1, inf)"),
+        )
         spec = data.SETS[self.dataset]
         if self.factor < 2 or any(side % self.factor for side in spec.input_shape[1:]):
             raise ValueError(
                 f"factor={self.factor} was given for images of {spec.input_shape[1:]}; allowed: a divisor from 2"
             )
-        check_range("batch_size", self.batch_size, "[1, inf)")
         for name, limit in (("train_size", self.classifier_size), ("test_size", spec.test)):
             least = self.batch_size if name == "train_size" else PICTURES
             check_range(name, getattr(self, name), f"[{least}, {limit}]")
         check_range("classifier_size", self.classifier_size, f"[128, {spec.train - VALIDATION}]")
-        for name in ("epochs", "classifier_epochs"):
-            check_range(name, getattr(self, name), "[1, inf)")
 
     def run(self, device: torch.device) -> dict[str, object]:
         """On the test set, for restored images and, as `interpolated_...`, for those of bicubic interpolation:
@@ -83,7 +84,7 @@ class Perceptual(Task):
         validation_score is minus the loss itself on validation images: rates of one loss are compared, never losses.
         low, restored, original are uint8 pictures of the first test images, flat.
         """
-        loaded, mean, std = dataset(self.dataset)
+        loaded, mean, std = data.load_with_statistics(self.dataset)
         order = training_order(self.dataset, self.seed)
         picked = (loaded.x_train[order[: self.train_size]], loaded.x_train[order[-VALIDATION:]])
         train, validation = (data.to_tensor(images).to(device) for images in picked)
@@ -137,15 +138,13 @@ class Perceptual(Task):
             torch.manual_seed(derived_seed("initialisation", self.seed))
             network = Upscaler(images.shape[1], self.factor).to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), self.learning_rate)
-        order, steps = generator("order", self.seed), len(images) // self.batch_size
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * self.epochs)
+        schedule = CosineAnnealingLR(optimiser, len(images) // self.batch_size * self.epochs)
+        everything, order = torch.arange(len(images), device=images.device), generator("order", self.seed)
         for _ in range(self.epochs):
-            shuffled = torch.randperm(len(images), generator=order).to(images.device)
-            for batch in shuffled[: steps * self.batch_size].split(self.batch_size):
-                optimiser.zero_grad()
-                criterion(network(low[batch]), images[batch]).mean().backward()
-                optimiser.step()
-                schedule.step()
+            one_epoch(
+                network, schedule, batches(everything, self.batch_size, order),
+                lambda batch: criterion(network(low[batch]), images[batch]).mean(),
+            )  # fmt: skip
         return network
 
 
@@ -201,45 +200,6 @@ def roughness(images: Tensor) -> Tensor:
 def picture(images: Tensor) -> list[int]:
     """The first images as bytes, flat, in the order (PICTURES, channels, height, width)."""
     return images[:PICTURES].mul(255).round().to(torch.uint8).flatten().tolist()
-
-
-@functools.lru_cache(maxsize=2)
-def dataset(name: str) -> tuple[data.Dataset, tuple[float, ...], tuple[float, ...]]:
-    """A data set with mean and standard deviation of the channels of its training images."""
-    loaded = data.load(name)
-    return loaded, *data.channel_statistics(loaded.x_train)
-
-
-def training_order(name: str, seed: int) -> Tensor:
-    """Positions of the training images, shuffled: classifiers learn from the first, what is held out are the last."""
-    return torch.randperm(data.SETS[name].train, generator=generator("split", seed))
-
-
-@functools.lru_cache(maxsize=4)
-def classifier(
-    name: str, model: str, purpose: str, seed: int, size: int, epochs: int, learning_rate: float, device: torch.device
-) -> nn.Module:
-    """A frozen network that was trained to classify the first `size` images of the data set's `training_order`.
-
-    purpose  makes another of it: other initial weights, and another order of the batches
-    It takes images standardised by the statistics of `dataset(name)`, (B, channels, height, width).
-    """
-    loaded, mean, std = dataset(name)
-    order = training_order(name, seed)[:size]
-    images = data.standardise(loaded.x_train[order], mean, std).to(device)
-    labels = torch.from_numpy(loaded.y_train[order]).long().to(device)
-    initial = derived_seed(f"{purpose} initialisation", seed)
-    network = models.create(model, loaded.input_shape, loaded.num_classes, initial).to(device).train()
-    optimiser = torch.optim.Adam(network.parameters(), learning_rate)
-    batches, steps = generator(f"{purpose} order", seed), len(images) // 128
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * epochs)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(images), generator=batches)[: steps * 128].to(device).split(128):
-            optimiser.zero_grad()
-            F.cross_entropy(network(images[batch]), labels[batch]).backward()
-            optimiser.step()
-            schedule.step()
-    return network.eval().requires_grad_(False)
 
 
 def runs(profile: str, dataset: str, model: str) -> Runs:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lossbook import data, models
-from lossbook.checks import check_name, check_range
+from lossbook.checks import check_fields
 from lossbook.losses import hypersphere
 from lossbook.losses._registry import parse
-from lossbook.tasks import Runs, Task
+from lossbook.tasks import TUNING_SEED, Runs, Task, batches, one_epoch
 from lossbook.training import PROBE, Config, Split, arithmetic, augment, derived_seed, generator, precision, prepare
 
 DEFAULT = ("digits", "mlp")
@@ -90,9 +91,8 @@ class Latent(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        check_name("dataset", self.dataset, data.NAMES)
-        check_name("model", self.model, BACKBONES)
-        check_range("batch_size", self.batch_size, "[2, inf)")  # the decorrelation needs two
+        names = dict(dataset=data.NAMES, model=BACKBONES)
+        check_fields(self, names, dict(batch_size="[2, inf)"))  # the decorrelation needs two
         self.config()
         self.head()
 
@@ -129,29 +129,24 @@ class Latent(Task):
         optimiser = torch.optim.SGD(
             weights, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay, fused=True
         )
-        steps, probe = len(split.train) // self.batch_size, split.train[:PROBE]
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * self.epochs)
+        probe = split.train[:PROBE]
+        schedule = CosineAnnealingLR(optimiser, len(split.train) // self.batch_size * self.epochs)
         order, random = generator("order", self.seed), generator("augmentation", self.seed)
         if self.augment != "none":
             seen = torch.empty_like(images)
         curves = {name: [] for name in ("train_loss", "validation_accuracy", *MEASURES)}
+
+        def loss(batch: Tensor) -> Tensor:
+            with precision(self.mode, device):
+                features = network(seen.index_select(0, batch))
+            return head(features.float(), labels[batch])
+
         for epoch in range(self.epochs):
-            network.train()
             if self.augment != "none":
                 augment(images, self.augment, epoch, random, seen)
-            shuffled = split.train[torch.randperm(len(split.train), generator=order).to(device)]
-            total = torch.zeros((), device=device)
-            for batch in shuffled[: steps * self.batch_size].split(self.batch_size):
-                with precision(self.mode, device):
-                    features = network(seen.index_select(0, batch))
-                loss = head(features.float(), labels[batch])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                total += loss.detach()
+            mean_loss = one_epoch(network, schedule, batches(split.train, self.batch_size, order), loss)
             head.end_epoch()
-            curves["train_loss"].append(total.item() / steps)
+            curves["train_loss"].append(mean_loss)
             if not math.isfinite(curves["train_loss"][-1]):
                 return {"status": "diverged", "validation_score": math.nan, "test_accuracy": math.nan}
             found = self.features(network, images[split.validation])
@@ -191,8 +186,6 @@ def collapse(features: Tensor, labels: Tensor, num_classes: int) -> dict[str, fl
 
 def runs(profile: str, dataset: str, model: str) -> Runs:
     """Every head with every seed, its learning rate chosen among the same ones on validation data."""
-    from lossbook.sweep import TUNING_SEED
-
     losses, seeds, rates, recipe = LOSSES, range(5), RATES, dict(epochs=6, batch_size=256, mode="fast")
     if profile == "smoke":
         losses, seeds, rates, recipe = SMOKE, range(2), (0.08, 0.32), dict(epochs=2)

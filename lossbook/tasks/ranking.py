@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lossbook import data, losses, models
-from lossbook.checks import check_name, check_range
-from lossbook.tasks import Runs, Task
+from lossbook.checks import check_fields
+from lossbook.tasks import Runs, Task, batches, one_epoch
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "mlp")
@@ -56,10 +57,11 @@ class Ranking(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("dataset", data.NAMES), ("model", models.MODELS), ("loss", LOSSES)):
-            check_name(name, getattr(self, name), allowed)
-        for name, interval in (("share", "(0, 0.1]"), ("epochs", "[1, inf)"), ("batch_size", "[2, inf)")):
-            check_range(name, getattr(self, name), interval)
+        check_fields(
+            self,
+            dict(dataset=data.NAMES, model=models.MODELS, loss=LOSSES),
+            dict(share="(0, 0.1]", epochs="[1, inf)", batch_size="[2, inf)"),
+        )
 
     @property
     def rare(self) -> int:
@@ -110,25 +112,22 @@ class Ranking(Task):
         """A network trained on the images at the positions `train`, by Adam."""
         criterion, balance = LOSSES[self.loss], len(train) / relevant[train].sum() - 1
         shape, initial = data.SETS[self.dataset].input_shape, derived_seed("initialisation", self.seed)
-        network = models.create(self.model, shape, 1, initial).to(images.device).train()
+        network = models.create(self.model, shape, 1, initial).to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
-        order, steps = generator("order", self.seed), len(train) // self.batch_size
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * self.epochs)
+        schedule = CosineAnnealingLR(optimiser, len(train) // self.batch_size * self.epochs)
+        order = generator("order", self.seed)
         for _ in range(self.epochs):
-            shuffled = train[torch.randperm(len(train), generator=order).to(train.device)]
-            for batch in shuffled[: steps * self.batch_size].split(self.batch_size):
-                optimiser.zero_grad()
-                criterion(network(images[batch]).squeeze(1), relevant[batch], balance).backward()
-                optimiser.step()
-                schedule.step()
+            one_epoch(
+                network, schedule, batches(train, self.batch_size, order),
+                lambda batch: criterion(network(images[batch]).squeeze(1), relevant[batch], balance),
+            )  # fmt: skip
         return network
 
 
 @functools.lru_cache(maxsize=2)
 def _tensors(name: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images, standardised, and labels; test images and labels. Kept on the device between runs."""
-    loaded = data.load(name)
-    mean, std = data.channel_statistics(loaded.x_train)
+    loaded, mean, std = data.load_with_statistics(name)
     images, test = (data.standardise(x, mean, std).to(device) for x in (loaded.x_train, loaded.x_test))
     labels, test_labels = (torch.from_numpy(y).long().to(device) for y in (loaded.y_train, loaded.y_test))
     return images, labels, test, test_labels

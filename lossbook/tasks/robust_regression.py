@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lossbook import data, losses, models
-from lossbook.checks import check_name, check_range
+from lossbook.checks import check_fields
 from lossbook.losses import regression
-from lossbook.tasks import Runs, Task
+from lossbook.tasks import TUNING_SEED, Runs, Task, batches, one_epoch
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "mlp")
@@ -69,15 +70,11 @@ class RobustRegression(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("dataset", data.SETS), ("model", models.MODELS), ("loss", LOSSES)):
-            check_name(name, getattr(self, name), allowed)
-        for name, interval in (
-            ("corrupted", "[0, 0.5)"),
-            ("views", "[1, inf)"),
-            ("epochs", "[1, inf)"),
-            ("batch_size", "[2, inf)"),
-        ):
-            check_range(name, getattr(self, name), interval)
+        check_fields(
+            self,
+            dict(dataset=data.SETS, model=models.MODELS, loss=LOSSES),
+            dict(corrupted="[0, 0.5)", views="[1, inf)", epochs="[1, inf)", batch_size="[2, inf)"),
+        )
 
     def run(self, device: torch.device) -> dict[str, object]:
         """angle_error (degrees) and shift_error (pixels): mean absolute angle and mean distance, on the test set.
@@ -92,18 +89,16 @@ class RobustRegression(Task):
             raise ValueError(f"batch_size={self.batch_size} was given for {len(inputs)} copies; give a smaller one")
         given, wrong = corrupt(targets, self.corrupted, generator("corruption", self.seed))
 
-        random, steps = generator("order", self.seed), len(inputs) // self.batch_size
         initial, shape = derived_seed("initialisation", self.seed), data.SETS[self.dataset].input_shape
-        network = models.create(self.model, shape, 3, initial).to(device).train()
+        network = models.create(self.model, shape, 3, initial).to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * self.epochs)
+        schedule = CosineAnnealingLR(optimiser, len(inputs) // self.batch_size * self.epochs)
+        everything, random = torch.arange(len(inputs), device=device), generator("order", self.seed)
         for _ in range(self.epochs):
-            shuffled = torch.randperm(len(inputs), generator=random)[: steps * self.batch_size].to(device)
-            for batch in shuffled.split(self.batch_size):
-                optimiser.zero_grad()
-                LOSSES[self.loss](network(inputs[batch]), given[batch]).mean().backward()
-                optimiser.step()
-                schedule.step()
+            one_epoch(
+                network, schedule, batches(everything, self.batch_size, random),
+                lambda batch: LOSSES[self.loss](network(inputs[batch]), given[batch]).mean(),
+            )  # fmt: skip
 
         network.eval()
         errors = []
@@ -164,8 +159,6 @@ def corrupt(targets: Tensor, share: float, random: torch.Generator) -> tuple[Ten
 
 def runs(profile: str, dataset: str, model: str) -> Runs:
     """Every loss at every share; each chooses among the same learning rates, on clean targets."""
-    from lossbook.sweep import TUNING_SEED  # which imports this package
-
     shares, seeds, rates, recipe = (0.0, 0.1, 0.2, 0.3, 0.4), range(5), (3e-4, 1e-3, 3e-3, 1e-2), {}
     if profile == "smoke":
         shares, seeds, rates, recipe = (0.0, 0.3), range(2), (1e-3,), dict(epochs=2, views=1)

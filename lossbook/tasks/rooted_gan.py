@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lossbook import data, losses, models, style_gan
-from lossbook.checks import check_name, check_range
+from lossbook import data, judges, losses, style_gan
+from lossbook.checks import check_fields, check_name
 from lossbook.losses.rooted import rooted_logistic_binary
 from lossbook.tasks import Runs, Task
-from lossbook.training import canonical_loss, derived_seed, generator
+from lossbook.training import canonical_loss, derived_seed
 
 LOSSES = ("logistic", "rooted_logistic(k=2)", "rooted_logistic(k=3)", "rooted_logistic(k=20)")
 # What is fine-tuned to, and what the generator has seen before: another data set, or the same without some classes.
@@ -90,18 +90,19 @@ class FineTuning(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("dataset", data.NAMES), ("source", data.NAMES), ("model", style_gan.SIZES)):
-            check_name(name, getattr(self, name), allowed)
-        for name, interval in (
-            ("pretraining_rate", "(0, inf)"),
-            ("pretraining_steps", "[1, inf)"),
-            ("steps", "[1, inf)"),
-            ("batch_size", "[1, inf)"),
-            ("gamma", "[0, inf)"),
-            ("samples", "[2, inf)"),
-            ("pieces", f"[1, {self.steps}]"),
-        ):
-            check_range(name, getattr(self, name), interval)
+        check_fields(
+            self,
+            dict(dataset=data.NAMES, source=data.NAMES, model=style_gan.SIZES),
+            dict(
+                pretraining_rate="(0, inf)",
+                pretraining_steps="[1, inf)",
+                steps="[1, inf)",
+                batch_size="[1, inf)",
+                gamma="[0, inf)",
+                samples="[2, inf)",
+                pieces=f"[1, {self.steps}]",
+            ),
+        )
         if self.batch_size % style_gan.GROUP:
             raise ValueError(f"batch_size={self.batch_size} was given; allowed: multiples of {style_gan.GROUP}")
         known = [str(label) for label in range(len(data.SETS[self.dataset].classes))]
@@ -124,7 +125,7 @@ class FineTuning(Task):
 
         fid, validation_fid       at the end, to test images and to those held out of the training images
         fid_curve at step_curve   to test images, the first before fine-tuning
-        floor, expected_floor     FID of training images to test images: measured, and `expected_fid`
+        floor, expected_floor     FID of training images to test images: measured, and `judges.expected_fid`
         lowest_margin             of all that the loss saw; below -88.7 the unshifted power overflows in float32
         pictures_before, pictures  made from the same noise: uint8, PICTURES images (channels, height, width) in a row
         """
@@ -275,15 +276,17 @@ def select(dataset: str, part: str, classes: str = "", without: bool = False) ->
 
 def _part(dataset: str, part: str) -> tuple[Tensor, Tensor]:
     found = data.load(dataset)
-    images, labels = (found.x_test, found.y_test) if part == "test" else (found.x_train, found.y_train)
-    images = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(labels).long()
-    if part != "test":
-        order = torch.randperm(len(labels), generator=generator("split", 0))
-        held = round(VALIDATION_SHARE * len(order))
-        order = order[:held] if part == "validation" else order[held:]
-        images, labels = images[order], labels[order]
-    return images, labels
+    if part == "test":
+        return data.channels_first(found.x_test), torch.from_numpy(found.y_test).long()
+    chosen = _positions(dataset, part)
+    return data.channels_first(found.x_train[chosen]), torch.from_numpy(found.y_train[chosen]).long()
+
+
+def _positions(dataset: str, part: str) -> Tensor:
+    """Where "train" and "validation" are among the training images; the classifier learns from the former."""
+    order = judges.training_order(dataset, 0)
+    kept = len(order) - round(VALIDATION_SHARE * len(order))
+    return order[:kept] if part == "train" else order[kept:]
 
 
 def to_signed(images: Tensor) -> Tensor:
@@ -310,21 +313,9 @@ class Features(nn.Module):
 
 def classifier(dataset: str, device: torch.device) -> tuple[Features, float]:
     """The small convolutional network trained on the training split: its features, and its accuracy on the test set."""
-    spec, (images, labels) = data.SETS[dataset], _part(dataset, "train")
-    mean, std = data.channel_statistics(data.load(dataset).x_train)
-    network = models.create("cnn_small", spec.input_shape, len(spec.classes), derived_seed("classifier", 0)).to(device)
-    images, labels = data.standardise(images.float() / 255, mean, std).to(device), labels.to(device)
-    epochs, order = 20 if dataset == "digits" else 3, generator("classifier order", 0)
-    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * (len(images) // 128))
-    for _ in range(epochs):
-        for batch in torch.randperm(len(images), generator=order).to(device).split(128):
-            if len(batch) == 128:
-                optimiser.zero_grad()
-                F.cross_entropy(network(images[batch]), labels[batch]).backward()
-                optimiser.step()
-                schedule.step()
-    network.eval().requires_grad_(False)
+    _, mean, std = data.load_with_statistics(dataset)
+    size, epochs = len(_positions(dataset, "train")), 20 if dataset == "digits" else 3
+    network = judges.classifier(dataset, "cnn_small", "judge", 0, size, epochs, 1e-3, device)
     features, (images, labels) = Features(network, mean, std), _part(dataset, "test")
     right = [
         (network[-1](features(image.to(device))).argmax(1).cpu() == label).sum().item()
@@ -350,7 +341,7 @@ class Judge:
         reference = select(dataset, "train", classes)[:count].to(device)
         self.floor = self.fid("test", reference)
         seen = torch.cat([features(images) for images in reference.split(CHUNK)]).double()
-        self.expected_floor = expected_fid(torch.cov(seen.T), count, len(reference))
+        self.expected_floor = judges.expected_fid(torch.cov(seen.T), count, len(reference))
 
     def count(self, part: str) -> int:
         """Real images of a part, and how many made ones they are to be compared with."""
@@ -366,17 +357,6 @@ class Judge:
 
 
 _judge = functools.lru_cache(maxsize=2)(Judge)
-
-
-def expected_fid(covariance: Tensor, n: int, m: int) -> float:
-    """What FID comes to, to first order, for two samples of n and m from one Gaussian: it is not zero.
-
-    With eigenvalues λ of the covariance: (1/n + 1/m) / 2 (2 Σ_i λ_i + Σ_i λ_i / 2 + Σ_ij λ_i λ_j / (λ_i + λ_j)).
-    The first sum is the means' share. For the unit matrix and n = m this is (2d + d (d + 1) / 2) / n.
-    """
-    values = torch.linalg.eigvalsh(covariance).clamp_min(0)
-    pairs = torch.outer(values, values) / (values[:, None] + values).clamp_min(torch.finfo(values.dtype).tiny)
-    return ((1 / n + 1 / m) / 2 * (2.5 * values.sum() + pairs.sum())).item()
 
 
 def runs(profile: str, dataset: str, model: str) -> Runs:

@@ -21,7 +21,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lossbook.checks import check_name, check_range
+from lossbook.checks import check_fields, check_name
 from lossbook.losses import parse
 from lossbook.losses.rooted import rooted_bounded_binary, rooted_logistic_binary
 from lossbook.tasks import Runs, Task
@@ -75,13 +75,11 @@ class RootedLinear(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        check_name("dataset", self.dataset, DATASETS)
-        check_name("model", self.model, ("linear",))
-        check_name("question", self.question, QUESTIONS)
-        check_name("rule", self.rule, RULES)
-        check_range("l2", self.l2, "[0, inf)")
-        check_range("flips", self.flips, "[0, 0.5)")
-        check_range("outliers", self.outliers, "[0, inf)")
+        check_fields(
+            self,
+            dict(dataset=DATASETS, model=("linear",), question=QUESTIONS, rule=RULES),
+            dict(l2="[0, inf)", flips="[0, 0.5)", outliers="[0, inf)"),
+        )
         binary_loss(self.loss)
         if self.question == "direction":
             check_name("dataset that can be separated", self.dataset, SEPARABLE)

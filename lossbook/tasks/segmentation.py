@@ -6,6 +6,7 @@ share. MNIST digits lie on CIFAR10 images; the small digits of scikit-learn lie 
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -14,11 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchvision.ops import sigmoid_focal_loss
 
 from lossbook import data
-from lossbook.checks import check_name, check_range
-from lossbook.tasks import Runs, Task
+from lossbook.checks import check_fields
+from lossbook.tasks import TUNING_SEED, Runs, Task, batches, one_epoch
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "fcn_small")
@@ -104,16 +106,17 @@ class Segmentation(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("dataset", BACKGROUNDS), ("model", MODELS), ("loss", LOSSES)):
-            check_name(name, getattr(self, name), allowed)
-        for name, interval in (
-            ("share", "(0, 0.1]"),
-            ("epochs", "[1, inf)"),
-            ("batch_size", "[2, inf)"),
-            ("train_size", f"[{self.batch_size}, inf)"),
-            ("test_size", f"[{EXAMPLES}, inf)"),
-        ):
-            check_range(name, getattr(self, name), interval)
+        check_fields(
+            self,
+            dict(dataset=BACKGROUNDS, model=MODELS, loss=LOSSES),
+            dict(
+                share="(0, 0.1]",
+                epochs="[1, inf)",
+                batch_size="[2, inf)",
+                train_size=f"[{self.batch_size}, inf)",
+                test_size=f"[{EXAMPLES}, inf)",
+            ),
+        )
 
     def run(self, device: torch.device) -> dict[str, object]:
         """iou: of the foreground, over all test pixels at once, where the probability is above one half.
@@ -130,21 +133,17 @@ class Segmentation(Task):
 
         network = self.network().to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
-        random, steps = generator("order", self.seed), self.train_size // self.batch_size
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps * self.epochs)
-        curve, first_balance = [], None
+        schedule = CosineAnnealingLR(optimiser, self.train_size // self.batch_size * self.epochs)
+        everything, criterion, curve = torch.arange(self.train_size, device=device), LOSSES[self.loss], []
+        (first, *_) = batches(everything, self.batch_size, generator("order", self.seed))
+        logits = copy.deepcopy(network)(images[first])  # of a copy, because batch normalisation keeps what it sees
+        (slopes,) = torch.autograd.grad(criterion(logits, masks[first]).mean(), logits)
+        order = generator("order", self.seed)
         for _ in range(self.epochs):
-            network.train()
-            shuffled = torch.randperm(self.train_size, generator=random)[: steps * self.batch_size].to(device)
-            for batch in shuffled.split(self.batch_size):
-                optimiser.zero_grad()
-                logits = network(images[batch])
-                logits.retain_grad()
-                LOSSES[self.loss](logits, masks[batch]).mean().backward()
-                if first_balance is None:
-                    first_balance = balance(logits.grad, masks[batch])
-                optimiser.step()
-                schedule.step()
+            one_epoch(
+                network, schedule, batches(everything, self.batch_size, order),
+                lambda batch: criterion(network(images[batch]), masks[batch]).mean(),
+            )  # fmt: skip
             found = probabilities(network, held)
             if not found.isfinite().all():
                 return {"status": "diverged", "validation_score": math.nan}
@@ -164,7 +163,7 @@ class Segmentation(Task):
             "recall": hits / wanted.sum().item(),
             "chosen_threshold": chosen,
             "iou_at_chosen": iou(tested > chosen, wanted),
-            "first_balance": first_balance,
+            "first_balance": balance(slopes, masks[first]),
             **{f"example_{name}": (255 * x).round().int().flatten().tolist() for name, x in examples.items()},
         }
 
@@ -199,8 +198,7 @@ class Segmentation(Task):
 def _pictures(name: str) -> dict[bool, Tensor]:
     """All pictures of the test set (True) and of the training set, uint8 (n, channels, height, width)."""
     loaded = data.load(name)
-    parts = {True: torch.from_numpy(loaded.x_test), False: torch.from_numpy(loaded.x_train)}
-    return {test: x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2) for test, x in parts.items()}
+    return {True: data.channels_first(loaded.x_test), False: data.channels_first(loaded.x_train)}
 
 
 def _take(pictures: Tensor, begin: int, count: int, random: torch.Generator) -> Tensor:
@@ -256,8 +254,6 @@ def balance(slopes: Tensor, mask: Tensor) -> float:
 
 def runs(profile: str, dataset: str, model: str) -> Runs:
     """Every loss at every share; each chooses among the same learning rates, at the smallest share."""
-    from lossbook.sweep import TUNING_SEED  # which imports this package
-
     shares, seeds, rates, names, recipe = (0.01, 0.03, 0.1), range(3), (3e-3, 1e-2, 3e-2), list(LOSSES), {}
     if profile == "smoke":
         shares, seeds, rates, recipe = (0.03,), range(2), rates[1:2], dict(epochs=1, train_size=48, test_size=20)
