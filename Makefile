@@ -58,8 +58,8 @@ clean:  ## remove what was built; .venv, data and committed files stay
 	rm -rf build .snakemake .pytest_cache .ruff_cache .hypothesis
 
 .venv/.installed: pyproject.toml requirements.lock | $(BIN)/uv
-	@echo "Setting up .venv from requirements.lock: seconds from a warm cache, else a download of a few GB on Linux."
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	@echo "Setting up .venv from requirements.lock: a minute from a warm cache, else a download of a few GB on Linux."
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 

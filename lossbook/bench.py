@@ -172,7 +172,8 @@ def loss_cost(device: torch.device | str = "cpu", quick: bool = False) -> pandas
         examples = _examples(8 if quick else 1024, classes, device)
         for part in (_against_fused, _against_transport, _against_counterparts):
             common = {"classes": classes, "batch": len(examples[0]), "direction": "forward + backward"}
-            rows += [row | common for row in part(*examples, quick)]
+            with training.arithmetic("exact", device):  # matrix products by the library that a run takes
+                rows += [row | common for row in part(*examples, quick)]
     return _table(rows, "making the batch, the network, the optimiser; of compiled sides the compilation")
 
 
@@ -259,7 +260,7 @@ def ring_root(classes: int, s: float = 1.0) -> Tensor:
 
 
 def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas.DataFrame:
-    """`fourier` from the probabilities on, forward and backward, by FFT against by quadratic form, from 2 classes up.
+    """`fourier`, forward and backward, by FFT against by quadratic form, from 2 classes up.
 
     Powers of two, round numbers and primes: the FFT likes some lengths better than others. Above 4096 classes the
     matrix alone would take a gigabyte and more, and the FFT stands alone.
@@ -270,12 +271,11 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
     for classes in sorted({2, 10, 31, 256} if quick else counts):
         batch = min(1024, max(1, 2**17 // classes))
         logits, labels, _ = _examples(batch, classes, device)
-        p = torch.softmax(logits.detach(), -1).requires_grad_()
-        sides = {"fft": _step(by_fft, p, labels)}
+        sides = {"fft": _step(by_fft, logits, labels)}
         if classes <= 4096:
-            root = ring_root(classes).to(p)
-            sides["form"] = _step(functools.partial(by_form, root=root), p, labels)
-        seconds = timed(sides, quick)
+            sides["form"] = _step(functools.partial(by_form, root=ring_root(classes).to(logits)), logits, labels)
+        with training.arithmetic("exact", device):
+            seconds = timed(sides, quick)
         rows.append(
             {
                 "what": "fourier by FFT",
@@ -289,17 +289,18 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
                 "note": "" if "form" in sides else f"a matrix of {4 * classes**2 / 2**30:.1f} GiB: not made",
             }
         )
-    return _table(rows, "softmax; making the tables of the form and of the spectrum")
+    return _table(rows, "making the tables of the form and of the spectrum")
 
 
-def by_fft(p: Tensor, labels: Tensor) -> Tensor:
-    """Mean of `fourier` at its defaults from probabilities (B, C), through the FFT."""
-    return spectral._by_fft(p - distribution(labels, p), (p.shape[-1],), 1.0, "wrap").mean()
+def by_fft(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean of `fourier` at its defaults from logits (B, C), through the FFT."""
+    difference = torch.softmax(logits, -1) - distribution(labels, logits)
+    return spectral._by_fft(difference, (logits.shape[-1],), 1.0, "wrap").mean()
 
 
-def by_form(p: Tensor, labels: Tensor, root: Tensor) -> Tensor:
+def by_form(logits: Tensor, labels: Tensor, root: Tensor) -> Tensor:
     """The same through the quadratic form, given its root (C, C)."""
-    return spectral._by_form(p.mT, labels, root).mean()
+    return spectral._by_form(logits, labels, root).mean()
 
 
 # --- images --------------------------------------------------------------------------------------------------

@@ -155,10 +155,20 @@ def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
     return (power * _spectrum(power.dtype, power.device, shape, s, symbol)).sum(-1)
 
 
-def _by_form(p: Tensor, target: Tensor, root: Tensor) -> Tensor:
-    """The loss ‖R (p - y)‖² of p (C, batch) with R = `root` (C, C): of a class index, R y is a column of R."""
-    label = root @ target.mT if target.is_floating_point() else root.index_select(1, target)
-    return F.mse_loss(root @ p, label, reduction="none").sum(0)  # the squares in one kernel each way
+def _by_form(logits: Tensor, target: Tensor, root: Tensor) -> Tensor:
+    """The loss ‖R (p - y)‖² of logits (batch, C) with R = `root` (C, C): of a class index, R y is a row of R.
+
+    Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
+    the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
+    """
+    first = logits.device.type == "cpu" and logits.shape[-1] < 16
+    p = torch.softmax(logits.mT, 0) if first else torch.softmax(logits, -1)
+    if target.is_floating_point():
+        label = root @ target.mT if first else target @ root
+    else:
+        label = root.index_select(int(first), target)
+    squares = F.mse_loss(root @ p if first else p @ root, label, reduction="none")  # in one kernel each way
+    return squares.sum(0 if first else 1)
 
 
 @register(
@@ -198,10 +208,7 @@ def fourier(
     root = _root(logits.dtype, logits.device, (classes, s, symbol, placement, pad, permutation_seed))
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
     labels = target if logits.ndim == 2 else target.reshape(rows.shape if target.ndim == logits.ndim else -1)
-    # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
-    # the batch it is vectorised: nine times faster at ten classes.
-    few = logits.device.type == "cpu" and classes < 16
-    value = _by_form(torch.softmax(rows.mT, 0) if few else torch.softmax(rows, -1).mT, labels, root)
+    value = _by_form(rows, labels, root)
     return value if logits.ndim == 2 else value.view(logits.shape[:-1])
 
 
