@@ -98,7 +98,7 @@ def noisy_labels(profile: str, dataset: str, model: str) -> Grid:
         return Grid(("cross_entropy", "brier", "fourier"), (("symmetric", 0.0), ("symmetric", 0.4)), (0, 1), epochs=2)
     if profile == "quick":
         if dataset == "digits":
-            return Grid(LOSSES, SYMMETRIC + wrong, (0, 1, 2), epochs=20, recipe=dict(batch_size=64))
+            return Grid(LOSSES, SYMMETRIC + wrong, (0, 1, 2), 10, (3e-3,), recipe=dict(batch_size=64))
         return Grid(LOSSES, (("symmetric", 0.0), ("symmetric", 0.4)), (0, 1), epochs=4)
     seeds = tuple(range(10 if model == "mlp" else 5))
     if model == "mlp":
@@ -147,7 +147,7 @@ def loss_study(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     if dataset in data.TABLES:
         epochs, recipe = 50, dict(batch_size=16, validation_share=0.3)
     elif dataset == "digits":
-        epochs, recipe = 15 if profile == "paper" else 6, dict(batch_size=64)
+        epochs, recipe = 15 if profile == "paper" else 4, dict(batch_size=64)
     else:
         epochs, recipe = 4, dict(batch_size=512 if model == "mlp" else 256, mode="fast")
     epochs = 2 if profile == "smoke" else epochs
@@ -180,7 +180,7 @@ def rooted_deep(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     if profile == "smoke":
         names, seeds, factors = (ROOTED[0], "rooted_logistic(k=3)", "rooted_bounded(k=3, m=3)"), (0, 1), (0.3, 1)
     if dataset == "digits":
-        epochs, recipe = {"smoke": 2, "quick": 10, "paper": 20}[profile], dict(batch_size=64)
+        epochs, recipe = {"smoke": 2, "quick": 8, "paper": 20}[profile], dict(batch_size=64)
     else:
         epochs, recipe = 6, dict(batch_size=512 if model == "mlp" else 256, mode="fast")
         if profile != "paper":  # part of the images: what a CPU carries of a transformer, for which float32 is faster
@@ -200,7 +200,7 @@ def regularised_likelihood(profile: str, dataset: str, model: str) -> dict[str, 
         raise ValueError(f"model={model!r} was given; allowed: mlp, whose dropout is what is tried")
     seeds, epochs, factors = {
         "smoke": ((0, 1), 2, (1.0,)),
-        "quick": ((0, 1, 2), 20, (0.3, 1.0, 3.0)),
+        "quick": ((0, 1, 2), 12, (0.3, 1.0, 3.0)),
         "paper": (tuple(range(5)), 40, FACTORS),
     }[profile]
     recipe = dict(model="mlp_dropout", optimiser="sgd", weight_decay=5e-4, batch_size=64, train_size=1000)
