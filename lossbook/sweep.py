@@ -509,11 +509,11 @@ def published(experiment: str) -> pandas.DataFrame:
     for variant in variants(experiment):
         wanted: set[str] = set()
         for (dataset, model), there in rows.groupby(["dataset", "model"]):
-            grid = plan(experiment, "paper", dataset, model, losses=there["loss"].unique(), variant=variant)
+            grid, known = plan(experiment, "paper", dataset, model, variant=variant), set(there["loss"])
             if grid.tuning:  # a loss whose tuning is not published yet has no rows of this part either
-                tuned = set(rows.loc[rows["hash"].isin({config.hash for config in grid.tuning}), "loss"])
-                tuning, runs = (tuple(c for c in part if c.loss in tuned) for part in (grid.tuning, grid.grid))
-                grid = replace(grid, tuning=tuning, grid=runs)
+                known = set(rows.loc[rows["hash"].isin({config.hash for config in grid.tuning}), "loss"])
+            tuning, runs = (tuple(c for c in part if c.loss in known) for part in (grid.tuning, grid.grid))
+            grid = replace(grid, tuning=tuning, grid=runs)
             wanted |= {config.hash for config in grid.chosen(rows)}
         parts.append(rows[rows["hash"].isin(wanted)].assign(variant=variant))
     return pandas.concat(parts, ignore_index=True)
