@@ -236,7 +236,7 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
     caption(
         figure,
         f"Training with {100 * rate:.0f} % {kind} label noise. Memorised: share of the wrong labels (among "
-        f"5000 training examples) that the network predicts. {text}",
+        f"at most 5000 training examples) that the network predicts. {text}",
     )
     return figure
 

@@ -120,33 +120,41 @@ def test_every_loss_has_the_same_budget_in_every_profile(profile):
 
 
 @pytest.fixture(scope="module")
-def differences():
-    """Difference to `pixel` over shared seeds: a function of a score, indexed by data set and loss."""
-    rows = sweep.published("perceptual")
-    if rows.empty:
-        pytest.skip("no published table")
-    assert (rows["status"] == "done").all() and set(rows["dataset"]) == {"fashion_mnist", "cifar10"}
-
-    def table(score):
-        found = results.paired_differences(rows, "pixel", ["dataset"], value=score).set_index(["dataset", "loss"])
-        assert (found["n"] == 3).all()
-        return found
-
-    return table
+def published():
+    return sweep.published("perceptual")
 
 
-def test_verdict_features_cost_psnr_and_structure(differences):
-    """Trained on features alone, PSNR and SSIM are lower than with pixels, and the images are sharper."""
-    for score, sign in (("psnr", -1), ("ssim", -1), ("sharpness", 1)):
-        one = differences(score).xs("perceptual", level="loss")
-        assert (sign * one["difference"] - one["half_width"] > 0).all(), score
+def of_features(published, score):
+    """Paired differences of each loss to pixels in a score, by data set and loss."""
+    return results.paired_differences(published, "pixel", ["dataset"], value=score).set_index(["dataset", "loss"])
 
 
-def test_verdict_another_network_is_not_convinced(differences):
-    """In the features of the judge the error is larger than with pixels, not smaller."""
-    one = differences("judge_error").xs("perceptual", level="loss")
-    assert (one["difference"] > 0).all()
+def test_published_runs_are_whole(published):
+    assert (published.groupby(["dataset", "loss"])["seed"].nunique() == 3).all() and len(published) == 18
+    assert set(published["dataset"]) == {"fashion_mnist", "cifar10"} and (published["status"] == "done").all()
 
 
-def test_verdict_both_stay_close_to_pixels(differences):
-    assert (differences("psnr").xs("both", level="loss")["difference"].abs() < 0.5).all()
+def test_verdict_features_cost_psnr_and_buy_sharpness(published):
+    psnr, sharpness = of_features(published, "psnr"), of_features(published, "sharpness")
+    for name in ("fashion_mnist", "cifar10"):
+        cost, gain = psnr.loc[(name, "perceptual")], sharpness.loc[(name, "perceptual")]
+        assert cost["difference"] + cost["half_width"] < 0
+        assert gain["difference"] - gain["half_width"] > 0.1 and gain["p_holm"] < 0.05
+    assert psnr.loc[("cifar10", "perceptual"), "p_holm"] < 0.05 < psnr.loc[("fashion_mnist", "perceptual"), "p_holm"]
+    means = published.pivot_table(index="dataset", columns="loss", values="sharpness")
+    assert (means["pixel"] < 0.7).all()
+    assert means.loc["cifar10", "perceptual"] > 1.2 > 0.9 > means.loc["fashion_mnist", "perceptual"]
+
+
+def test_verdict_a_second_network_sees_no_gain(published):
+    accuracy, error = of_features(published, "accuracy"), of_features(published, "judge_error")
+    assert (accuracy["p_holm"] > 0.05).all()
+    there = error.xs("perceptual", level="loss")["difference"]
+    assert (there > 0).all()
+    assert error.loc[("cifar10", "perceptual"), "p_holm"] < 0.05
+
+
+def test_verdict_both_terms_cost_next_to_nothing(published):
+    psnr, sharpness = (of_features(published, score).xs("both", level="loss") for score in ("psnr", "sharpness"))
+    assert (psnr["difference"].abs() < 0.1).all() and (psnr["p_holm"] > 0.05).all()
+    assert (sharpness["difference"] > sharpness["half_width"]).all() and (sharpness["p_holm"] < 0.05).all()

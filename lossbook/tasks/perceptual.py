@@ -44,7 +44,7 @@ class Perceptual(Task):
     factor              by which the sides of an image shrink; they must be multiples of it
     train_size          images to learn from
     epochs, batch_size  of that; the last, smaller batch of an epoch is dropped
-    test_size           images of the test set, the first of it
+    test_size           images of the test set, drawn once and for all seeds
     classifier_size     training images of the classifiers, those of train_size among them
     classifier_epochs   passes over them
     """
@@ -82,14 +82,16 @@ class Perceptual(Task):
         judge_error   perceptual loss with the judge's features
         sharpness     mean size of the differences between neighbouring pixels, in units of that of the originals
         validation_score is minus the loss itself on validation images: rates of one loss are compared, never losses.
-        low, restored, original are uint8 pictures of the first test images, flat.
+        low, restored, original are uint8 pictures of the first of these test images, flat.
         """
         loaded, mean, std = data.load_with_statistics(self.dataset)
         order = training_order(self.dataset, self.seed)
         picked = (loaded.x_train[order[: self.train_size]], loaded.x_train[order[-VALIDATION:]])
         train, validation = (data.to_tensor(images).to(device) for images in picked)
-        test = data.to_tensor(loaded.x_test[: self.test_size]).to(device)
-        labels = torch.from_numpy(loaded.y_test[: self.test_size]).long().to(device)
+        # drawn once, the same for every seed: in some sets the test images lie sorted by class
+        shown = torch.randperm(len(loaded.y_test), generator=generator("test images", 0))[: self.test_size]
+        test = data.to_tensor(loaded.x_test[shown]).to(device)
+        labels = torch.from_numpy(loaded.y_test[shown]).long().to(device)
         seen, judge = (
             PerceptualLoss(self._classifier(purpose, device), LAYERS, mean=mean, std=std).to(device)
             for purpose in ("features", "judge")
