@@ -12,6 +12,7 @@ from lossbook import data, judges, models, results, sweep
 from lossbook.losses.perceptual import PerceptualLoss
 from lossbook.tasks import row
 from lossbook.tasks.perceptual import LAYERS, LOSSES, PICTURES, Perceptual, Upscaler, interpolated, judgement, roughness
+from lossbook.training import generator
 
 TINY = dict(
     dataset="digits", model="cnn_small", learning_rate=1e-2, factor=2, train_size=400, epochs=2, test_size=100,
@@ -86,7 +87,8 @@ def test_training_gains_on_interpolation_and_the_pictures_are_those_judged():
         assert {name: one[f"interpolated_{name}"] for name in JUDGED} == {
             name: found["pixel"][f"interpolated_{name}"] for name in JUDGED
         }
-    original = data.load("digits").x_test[:PICTURES]
+    every = data.load("digits").x_test
+    original = every[torch.randperm(len(every), generator=generator("test images", 0))[:PICTURES]]
     assert found["pixel"]["original"] == original.flatten().tolist()
     restored = numpy.reshape(found["pixel"]["restored"], original.shape) / 255.0
     errors = ((restored - original / 255.0) ** 2).mean((1, 2))
@@ -143,7 +145,7 @@ def test_verdict_features_cost_psnr_and_buy_sharpness(published):
     assert psnr.loc[("cifar10", "perceptual"), "p_holm"] < 0.05 < psnr.loc[("fashion_mnist", "perceptual"), "p_holm"]
     means = published.pivot_table(index="dataset", columns="loss", values="sharpness")
     assert (means["pixel"] < 0.7).all()
-    assert means.loc["cifar10", "perceptual"] > 1.2 > 0.9 > means.loc["fashion_mnist", "perceptual"]
+    assert means.loc["cifar10", "perceptual"] > 1 > 0.9 > means.loc["fashion_mnist", "perceptual"]
 
 
 def test_verdict_a_second_network_sees_no_gain(published):
