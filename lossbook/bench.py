@@ -172,8 +172,7 @@ def loss_cost(device: torch.device | str = "cpu", quick: bool = False) -> pandas
         examples = _examples(8 if quick else 1024, classes, device)
         for part in (_against_fused, _against_transport, _against_counterparts):
             common = {"classes": classes, "batch": len(examples[0]), "direction": "forward + backward"}
-            with training.arithmetic("exact", device):  # matrix products by the library that a run takes
-                rows += [row | common for row in part(*examples, quick)]
+            rows += [row | common for row in part(*examples, quick)]
     return _table(rows, "making the batch, the network, the optimiser; of compiled sides the compilation")
 
 
@@ -274,8 +273,7 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
         sides = {"fft": _step(by_fft, logits, labels)}
         if classes <= 4096:
             sides["form"] = _step(functools.partial(by_form, root=ring_root(classes).to(logits)), logits, labels)
-        with training.arithmetic("exact", device):
-            seconds = timed(sides, quick)
+        seconds = timed(sides, quick)
         rows.append(
             {
                 "what": "fourier by FFT",
