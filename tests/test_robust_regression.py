@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
+from lossbook import results, sweep
 from lossbook.losses import regression
 from lossbook.losses.regression import mad, tukey
 from lossbook.symbolic import robust_regression as derived
@@ -407,3 +408,51 @@ def test_the_task_refuses(field, value):
         experiment.RobustRegression(
             **(dict(dataset="digits", model="mlp", loss="tukey", learning_rate=1e-3) | {field: value})
         )
+
+
+@pytest.fixture(scope="module")
+def published():
+    return sweep.published("robust_regression")
+
+
+def angles(published):
+    """Mean error of the angle in degrees: a line a loss, a column a share of wrong targets."""
+    return published.pivot_table(index="loss", columns="corrupted", values="angle_error")
+
+
+def test_published_runs_are_whole(published):
+    counts = published.groupby(["loss", "corrupted"])[["seed", "learning_rate"]].nunique()
+    assert len(counts) == 25 and (counts["seed"] >= 3).all() and (counts["learning_rate"] == 1).all()
+    assert set(published["dataset"]) == {"mnist"} and (published["status"] == "done").all()
+
+
+def test_verdict_robust_losses_cost_nothing_without_wrong_targets(published):
+    clean = angles(published)[0.0]
+    assert (clean[["absolute", "huber", "tukey_held"]] - clean["squared"]).abs().max() < 0.3
+    assert clean["tukey"] - clean["squared"] > 1.5
+
+
+def test_verdict_the_squared_error_follows_wrong_targets_and_tukey_ignores_three_tenths(published):
+    found = angles(published)
+    assert found.loc["squared", 0.1] > 2.5 * found.loc["squared", 0.0] and found.loc["squared", 0.4] > 60
+    held = found.loc["tukey_held"]
+    assert held[0.3] - held[0.0] < 1 and held[0.4] > 3 * held[0.3]
+    table = results.paired_differences(published, "squared", ["corrupted"], value="angle_error")
+    ours = table[(table["loss"] == "tukey_held") & table["corrupted"].between(0.1, 0.3)]
+    assert len(ours) == 3 and (ours["difference"] + ours["half_width"] < -10).all() and (ours["p_holm"] < 0.05).all()
+
+
+def test_verdict_bounded_influence_is_robust_to_few_wrong_targets(published):
+    found = angles(published)
+    for loss in ("huber", "absolute"):
+        assert found.loc[loss, 0.2] < 1.5 * found.loc[loss, 0.0]
+    assert found.loc["huber", 0.3] > 2 * found.loc["huber", 0.0]
+    assert found.loc["huber", 0.3] > 1.5 * found.loc["absolute", 0.3]
+
+
+def test_verdict_the_true_gradient_is_no_better(published):
+    table = results.paired_differences(published, "tukey_held", ["corrupted"], value="angle_error")
+    table = table[table["loss"] == "tukey"].set_index("corrupted")
+    few = table.loc[[0.0, 0.1, 0.2, 0.3]]
+    assert (few["difference"] - few["half_width"] > 1).all()
+    assert abs(table.loc[0.4, "difference"]) < table.loc[0.4, "half_width"]
