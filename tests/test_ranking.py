@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from lossbook import data, losses
+from lossbook import data, losses, results, sweep
 from lossbook.losses import ranking
 from lossbook.symbolic import ranking as derived
 from lossbook.tasks import ranking as experiment
@@ -433,3 +433,28 @@ def test_a_bad_task_is_refused_before_any_work(changes, said):
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="smaller"):
         row(task(batch_size=5000))
+
+
+@pytest.fixture(scope="module")
+def published():
+    return sweep.published("ranking")
+
+
+def test_published_runs_are_whole(published):
+    """Five seeds of every loss at every share, none diverged."""
+    counts = published.groupby(["loss", "share"])["seed"].nunique()
+    assert len(counts) == 12 and (counts >= 5).all()
+    assert set(published["dataset"]) == {"fashion_mnist"} and (published["status"] == "done").all()
+
+
+def test_verdict_no_loss_finds_a_rare_class_better(published):
+    table = results.paired_differences(published, "cross_entropy", ["share"], "average_precision")
+    assert len(table) == 9 and (table["difference"] < 0).all() and (table["p_holm"] > 0.05).all()
+    hinge = table[table["loss"] == "average_precision_hinge"]
+    assert (hinge["difference"] + hinge["half_width"] < 0.005).all()
+
+
+def test_verdict_no_head_start_at_a_small_rate_where_steps_are_many(published):
+    rows = published[(published["share"] == 0.01)].assign(first=lambda table: table["validation_scores"].str[0])
+    table = results.paired_differences(rows, "cross_entropy", ["share"], "first").set_index("loss")
+    assert abs(table.loc["average_precision_hinge", "difference"]) < 0.01
