@@ -57,7 +57,8 @@ class Config:
     epochs         passes over the training split
     batch_size     examples a step; the last, smaller batch of an epoch is dropped
     train_size     training images used, 0 for all
-    mode           "exact": float32; "fast": matrix products and convolutions in bfloat16, losses and weights in float32
+    mode           "exact": float32; "fast": matrix products and convolutions in bfloat16 where the processor has
+                   instructions for it (`bfloat16_here`), losses and weights in float32
     validation_share  of the training images, held out
     views          of each test image in the final accuracy: 1; 2, with its mirror image; 6, also shifted by a pixel
     panel          also judge the trained network on the corrupted test sets of PANEL
@@ -243,7 +244,7 @@ def prepare(config: Config, device: torch.device) -> Split:
         )
 
     def images(part: str, kind: str = "none", level: float = 0.0, purpose: str = "") -> Tensor:
-        dtype = torch.bfloat16 if config.mode == "fast" else torch.float32
+        dtype = torch.bfloat16 if config.mode == "fast" and bfloat16_here(device) else torch.float32
         # without noise the images are the same for every seed
         seed = config.seed if kind != "none" else 0
         return _images(config.dataset, part, kind, level, seed, purpose, dtype, device)
@@ -334,8 +335,13 @@ def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, 
 
 
 def precision(mode: str, device: torch.device):
-    """The arithmetic of a mode: autocast to bfloat16 for "fast", nothing for "exact"."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mode == "fast")
+    """The arithmetic of a mode: autocast to bfloat16 for "fast" where there is hardware for it, nothing for "exact"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mode == "fast" and bfloat16_here(device))
+
+
+def bfloat16_here(device: torch.device) -> bool:
+    """Whether products in bfloat16 are fast on a device: a CPU without instructions for them is ten times slower."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextmanager
@@ -657,7 +663,7 @@ def _provenance(device: torch.device) -> dict[str, str]:
     here = Path(__file__).parent
     sources = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.rglob("*.py")))).hexdigest()[:16]
     git = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    name = platform.machine() + " CPU, 1 thread"
+    name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}, 1 thread"
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
         found = (

@@ -196,9 +196,12 @@ def test_divergence_is_recorded():
     assert len(row["train_loss_curve"]) < 5
 
 
-def test_fast_mode_agrees_with_exact_mode():
+@pytest.mark.parametrize("hardware", [True, False])
+def test_fast_mode_agrees_with_exact_mode(hardware, monkeypatch):
+    """In bfloat16 up to rounding; where the processor has no instructions for it, to the last bit."""
+    monkeypatch.setattr(training, "bfloat16_here", lambda device: hardware)
     exact, fast = (train(Config(**SMALL, mode=mode), CPU)["train_loss_curve"] for mode in ("exact", "fast"))
-    assert fast == pytest.approx(exact, rel=0.05) and fast != exact
+    assert fast == pytest.approx(exact, rel=0.05) and (fast != exact) == hardware
 
 
 # --- several networks as one stacked model --------------------------------------------------------------------
