@@ -4,7 +4,9 @@ PYTHON ?= python3
 CORES  ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 BIN       := .venv/bin
-PYTEST    := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
+# Tests run side by side, one a core: a process with threads of its own would only get in the way of the others.
+PYTEST    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+             $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
 # Snakemake keeps going past a notebook that fails, and takes up again what a kill has left; --nolock because a killed
 # run leaves its lock behind. Its own talk is left out, its errors and the line of each notebook are not.
 SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES) --scheduler greedy --keep-going --rerun-incomplete --nolock \

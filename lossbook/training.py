@@ -28,6 +28,7 @@ AUGMENTATIONS = ("none", "shift_flip", "crop_flip")
 VIEWS = (1, 2, 6)
 MODES = ("exact", "fast")
 BIAS_SHARE = 64  # of the learning rate, in the airbench recipe
+PART = 2000  # images that a network in evaluation mode sees at once
 PROBE = 5000  # training examples on which memorisation is measured, evenly from the training split
 # Corrupted test sets on which a run with `panel=True` is judged: kind and level.
 PANEL = (
@@ -515,8 +516,11 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         if not going:
             break
     seconds = (time.perf_counter() - start) / len(configs)
-    judged = {id(x): x for split in splits for x in split.panel.values()}  # runs of one seed share their test sets
-    judged = {key: accuracy(evaluate(x), splits[0].test_labels) for key, x in judged.items()}
+    judged = {}
+    for damage in splits[0].panel:  # each seed has its own damaged images, and each network sees those of its seed
+        parts = zip(*(split.panel[damage].split(PART) for split in splits), strict=True)
+        found = predict(network, map(torch.stack, parts), shared.mode).argmax(-1)
+        judged[damage] = accuracy(found, splits[0].test_labels)
     test_accuracy = [curve["test_accuracy"][-1] for curve in curves]
     if shared.views > 1:
         seen_often = logits_of(splits[0].test, views=shared.views).argmax(-1)
@@ -530,7 +534,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         rescaled = (math.nan, math.nan)
         if factor is not None:
             rescaled = calibration(factor * test_logits[run], splits[0].test_labels)
-        panel = {f"{k} {v:g}": judged[id(x)][run].item() for (k, v), x in split.panel.items()}
+        panel = {f"{kind} {level:g}": values[run].item() for (kind, level), values in judged.items()}
         row = {
             "hash": config.hash,
             **asdict(config),
@@ -561,13 +565,13 @@ def _take(images: Tensor, positions: Tensor) -> Tensor:
 
 
 def _evaluate(
-    network: nn.Module, config: Config, images: Tensor, begin: Tensor, what: Tensor, views: int = 1, size: int = 2000
+    network: nn.Module, config: Config, images: Tensor, begin: Tensor, what: Tensor, views: int = 1
 ) -> Tensor:
     """Logits (M, n, C): of `images` at the positions (M, n) that are given, or of a test set (n, ...)."""
     if not what.is_floating_point():
-        parts = (_take(images, part + begin) for part in what.split(size, 1))
+        parts = (_take(images, part + begin) for part in what.split(PART, 1))
     else:
-        parts = (part.expand(len(begin), *part.shape) for part in what.split(size))
+        parts = (part.expand(len(begin), *part.shape) for part in what.split(PART))
     return predict(network, parts, config.mode, views)
 
 
