@@ -2,6 +2,7 @@
 
 import math
 
+import numpy
 import pytest
 import pytorch_metric_learning
 import sympy
@@ -213,11 +214,13 @@ def test_neural_collapse_measures():
 
 
 @EACH
-def test_head_trains_on_a_backbone(name):
-    """A few steps on any network of the project lower the loss, and the decision follows the labels."""
+@pytest.mark.parametrize("network", ["mlp", "cnn_small"])
+def test_head_trains_on_a_backbone(name, network):
+    """A few steps on a network of the project lower the loss, and the decision follows the labels."""
     random = torch.Generator().manual_seed(0)
     images, labels = torch.rand(32, 1, 8, 8, generator=random), torch.arange(32) % 4
-    backbone, head = models.create("cnn_small", (1, 8, 8), num_classes=16), hypersphere.head(name, 4, 16)
+    images[torch.arange(32), 0, labels] += 1  # a bright row tells the class
+    backbone, head = models.create(network, (1, 8, 8), num_classes=16), hypersphere.head(name, 4, 16)
     optimiser = torch.optim.Adam([*backbone.parameters(), *head.parameters()], lr=3e-3)
     history = []
     for _ in range(40):
@@ -235,18 +238,60 @@ def test_head_trains_on_a_backbone(name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.filterwarnings("ignore:An output with one or more elements")
 def test_finite_at_every_feature(name, dtype):
-    """Large, small, zero, exactly at a centroid or against it: value and gradient are finite."""
+    """Large, small down to the least that the type holds, zero, at a centroid or against it: all is finite."""
     head = hypersphere.head(name, 4, 6)
     vectors = head.class_vectors().detach()
     random = torch.Generator().manual_seed(1)
-    for scale in (0.0, 1e-2 if dtype == torch.float16 else 1e-6, 1.0, 1e4):
+    small = [float(scale) for scale in numpy.geomspace(torch.finfo(dtype).smallest_normal / 1000, 1e-2, 20)]
+    for scale in (0.0, *small, 1.0, 1e4):
         for direction in (torch.randn(4, 6, generator=random), vectors, -vectors, torch.eye(6)[:4]):
-            z = (scale * direction).to(dtype).requires_grad_()
+            z = (scale * direction.double()).to(dtype).requires_grad_()
             value = head(z, torch.arange(4))
             value.backward()
             assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
             assert value.isfinite() and z.grad.isfinite().all() and z.grad.dtype == dtype
             assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_only_gradients_too_large_for_float16_are_cut():
+    """Features in float16 have the gradient that the same ones have in float32, as far as float16 holds it."""
+    z, y, a = sample()
+    largest = torch.finfo(torch.float16).max
+    for scale in (1.0, 2.0**-10, 2.0**-22):
+        half = (scale * z).half()
+        exact, found = (
+            torch.func.grad(lambda x: hypersphere.norm_adaptive_cosine(x, y, a).sum())(x).float()
+            for x in (half.float(), half)
+        )
+        torch.testing.assert_close(found, exact.clamp(-largest, largest), rtol=1e-3, atol=1e-3)
+    assert exact.abs().max() > largest
+
+
+@EACH
+def test_state_is_restored(name):
+    """A head goes on from its state_dict as if it had not stopped: schedules, steps and centres included."""
+    z, y, _ = sample(30)
+    head, restored = (hypersphere.head(name, 5, 8, seed) for seed in (0, 1))
+    for batch in (z[:10], z[10:20]):
+        head(batch, y[:10])
+        head.end_epoch()
+    head(z[20:], y[20:])
+    restored.load_state_dict(head.state_dict())
+    for _ in range(2):
+        assert torch.equal(head(z, y), restored(z, y))
+        head.end_epoch()
+        restored.end_epoch()
+
+
+def test_a_batch_that_is_refused_does_not_count():
+    """A batch of one has no decorrelation, and leaves the norms of the epoch alone."""
+    head, other = hypersphere.head("pod", 5, 8), hypersphere.head("pod", 5, 8)
+    z, y, _ = sample()
+    for made in (head, other):
+        made(z, y)
+    with pytest.raises(ValueError, match="at least 2"):
+        head(100 * z[:1], y[:1])
+    assert torch.equal(head.norms, other.norms)
 
 
 @EACH

@@ -8,8 +8,9 @@ the catalogue of losses: `HEADS` lists them, and `head` makes one to put on a ba
     head(backbone(images), labels).backward()
     head.predict(backbone(images))
 
-ẑ = z/‖z‖ throughout. A feature of length zero has no direction: its cosines are 0, with gradient 0. Near it the
-gradient of a cosine is as 1/‖z‖, which a float16 tensor cannot hold below about a thousandth.
+ẑ = z/‖z‖ throughout. A feature of length zero, or so short that its square is zero in floating point, has no
+direction: its cosines are 0, with gradient 0. Near it the gradient of a cosine is as 1/‖z‖. A float16 tensor cannot
+hold that below about a thousandth; what flows back to one is cut to the largest number that it holds.
 `lossbook.symbolic.pod` derives what is stated here. What is known of the two papers beyond their abstracts comes from
 the code that their authors released.
 """
@@ -99,7 +100,28 @@ def _check(name: str, features: Tensor, target: Tensor, dim: int) -> None:
         )
 
 
+class _FromHalf(torch.autograd.Function):
+    """float16 to float32; a gradient that float16 cannot hold comes back as the largest number that it can."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor) -> Tensor:
+        return features.float()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        largest = torch.finfo(torch.float16).max
+        return gradient.clamp(-largest, largest).half()
+
+
 def _wide(features: Tensor) -> Tensor:
+    if features.dtype == torch.float16:
+        return _FromHalf.apply(features)
     return features if features.dtype == torch.float64 else features.float()
 
 
@@ -117,7 +139,7 @@ def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def direction(features: Tensor) -> Tensor:
-    """ẑ = z/‖z‖ of features (*batch, D); zero, with gradient zero, where z is zero."""
+    """ẑ = z/‖z‖ of features (*batch, D); zero, with gradient zero, where ‖z‖ is zero in floating point."""
     length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     return features / length.masked_fill(length == 0, math.inf)
 
@@ -379,16 +401,18 @@ class Pod(_Prototypes):
         check_range("pod: decorrelation", decorrelation, "[0, inf)")
         self.schedule, self.alpha, self.decorrelation = delta, alpha, decorrelation
         self.epochs_done, self.delta = 0, scheduled_delta(delta, 0)
-        self.register_buffer("norms", torch.zeros(2), persistent=False)  # their sum in this epoch, and their number
+        self.register_buffer("norms", torch.zeros(2))  # their sum in this epoch, and their number
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         centroids = self.class_vectors()
+        value = norm_adaptive_cosine(features, target, centroids, delta=self.delta).mean()
+        if self.decorrelation:
+            value = value + self.decorrelation * decorrelation(features, target, centroids)
         if self.training:
             with torch.no_grad():
                 norms = self.scores(features).norm(dim=1)
                 self.norms += torch.stack([norms.sum(), norms.new_tensor(len(norms))])
-        value = norm_adaptive_cosine(features, target, centroids, delta=self.delta).mean()
-        return value + self.decorrelation * decorrelation(features, target, centroids) if self.decorrelation else value
+        return value
 
     def end_epoch(self) -> None:
         """Set delta for the next epoch, from the norms seen in this one in training mode."""
@@ -396,6 +420,13 @@ class Pod(_Prototypes):
         self.epochs_done += 1
         self.delta = scheduled_delta(self.schedule, self.epochs_done, total / max(count, 1), self.alpha)
         self.norms.zero_()
+
+    def get_extra_state(self) -> dict[str, float]:
+        """What `state_dict` has beside tensors; in numbers, so that a step on a GPU waits for none."""
+        return {"epochs_done": self.epochs_done, "delta": self.delta}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        self.epochs_done, self.delta = state["epochs_done"], state["delta"]
 
 
 class SquaredCosine(_Prototypes):
@@ -517,6 +548,13 @@ class SphereFace(_Margin):
         cosines = cosines.scatter(1, index, self.with_margin(cosines.gather(1, index)))
         self.steps += self.training
         return cross_entropy(torch.linalg.vector_norm(features, dim=1, keepdim=True) * cosines, target).mean()
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What `state_dict` has beside tensors."""
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.steps = state["steps"]
 
 
 class Pedcc(AmSoftmax):
