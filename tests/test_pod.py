@@ -143,6 +143,24 @@ def test_decorrelation_is_nearly_as_large_as_its_bound():
     assert value.item() == pytest.approx(bound * (1 - 1 / dim))
 
 
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, pull=st.floats(0, 10), ratio=st.floats(0, 1))
+def test_gradient_of_the_decorrelation_is_small(seed, pull, ratio):
+    """In D = 256, B = 200, at a weight of 1: at most a fiftieth of the other's if all noise is along one line, two
+    thousandths if it is in all directions; delta is up to the mean norm."""
+    random = torch.Generator().manual_seed(seed)
+    a, y = hypersphere.simplex_centroids(10, 256, seed), torch.randint(10, (200,), generator=random)
+    for lines, most in ((1, 1 / 50), (256, 2 / 1000)):
+        shapes = ((200, lines), (lines, 256))
+        noise = torch.matmul(*(torch.randn(*shape, generator=random, dtype=torch.float64) for shape in shapes))
+        z = (pull * a[y] + F.normalize(noise)).requires_grad_()
+        distance = hypersphere.norm_adaptive_cosine(z, y, a, delta=ratio * z.norm(dim=1).mean().item()).mean()
+        of_distance, of_decorrelation = (
+            torch.autograd.grad(value, z)[0].norm() for value in (distance, hypersphere.decorrelation(z, y, a))
+        )
+        assert of_decorrelation < most * of_distance
+
+
 def test_decorrelation_of_collapsed_features_is_zero():
     _, y, a = sample()
     assert hypersphere.decorrelation(3 * a[y], y, a) < 1e-30
