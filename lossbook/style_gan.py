@@ -193,7 +193,8 @@ class Critic(nn.Module):
 def spread(x: Tensor) -> Tensor:
     """The standard deviation over each GROUP of images, averaged over channels and pixels: one more channel."""
     groups = x.unflatten(0, (-1, GROUP))
-    deviation = (groups.var(1, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
+    variance = (groups - groups.mean(1, keepdim=True)).square().mean(1)  # twice as fast as `var` over such an axis
+    deviation = (variance + 1e-8).sqrt().mean((1, 2, 3))
     return deviation.repeat_interleave(GROUP).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
 
 

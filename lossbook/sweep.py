@@ -145,13 +145,15 @@ def loss_study(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     """
     names, seeds, factors = STUDY, tuple(range(10 if dataset in data.TABLES else 5)), FACTORS
     if profile != "paper":
-        names, seeds, factors = tuple(itertools.chain(*CONTROLS)), (0, 1, 2), (0.3, 1.0, 3.0)
+        names, seeds, factors = (*CONTROLS[0][:3], *CONTROLS[1]), (0, 1, 2), (0.3, 1.0, 3.0)
     if profile == "smoke":
         names, seeds, factors = ("cross_entropy", "kl_divergence", "brier"), (0, 1), (0.3, 1.0)
     if dataset in data.TABLES:
         epochs, recipe = 50, dict(batch_size=16, validation_share=0.3)
     elif dataset == "digits":
-        epochs, recipe = 15 if profile == "paper" else 4, dict(batch_size=64)
+        epochs, recipe = 15, dict(batch_size=64)
+        if profile != "paper":  # some of the images: what a core carries in seconds
+            epochs, recipe = 4, dict(batch_size=32, train_size=500)
     else:
         epochs, recipe = 4, dict(batch_size=512 if model == "mlp" else 256, mode="fast")
     epochs = 2 if profile == "smoke" else epochs
@@ -179,12 +181,13 @@ ROOTED = (
 def rooted_deep(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     """Rooted objectives in deep networks, by optimiser: at a learning rate shared by all losses, and at tuned ones."""
     names, seeds, factors = ROOTED, tuple(range(5)), FACTORS
-    if profile == "quick":
-        names, seeds, factors = (*ROOTED[:2], "rooted_logistic(k=3)", "rooted_bounded(k=3, m=3)"), (0, 1), (0.3, 1, 3)
-    if profile == "smoke":
-        names, seeds, factors = (ROOTED[0], "rooted_logistic(k=3)", "rooted_bounded(k=3, m=3)"), (0, 1), (0.3, 1)
+    if profile != "paper":
+        names = (*ROOTED[:2], "rooted_logistic(k=3)", "rooted_bounded(k=3, m=3)")
+        seeds, factors = ((0, 1, 2), (0.3, 1.0, 3.0)) if profile == "quick" else ((0, 1), (0.3, 1.0))
     if dataset == "digits":
-        epochs, recipe = {"smoke": 2, "quick": 8, "paper": 20}[profile], dict(batch_size=64)
+        epochs, recipe = 20, dict(batch_size=64)
+        if profile != "paper":  # some of the images: what a core carries in seconds
+            epochs, recipe = {"smoke": 2, "quick": 5}[profile], dict(batch_size=32, train_size=500)
     else:
         epochs, recipe = 6, dict(batch_size=512 if model == "mlp" else 256, mode="fast")
         if profile != "paper":  # part of the images: what a CPU carries of a transformer, for which float32 is faster
