@@ -121,13 +121,12 @@ def test_gaussians_on_a_line_equal_pot(m, s, shift, t):
     assert ours == pytest.approx(theirs, abs=1e-7)
 
 
-class Identity(torch.nn.Module):
+def by_torchmetrics(x, y):
     """Vectors as their own features."""
-
-    num_features = 5
-
-    def forward(self, x):
-        return x.flatten(1)
+    metric = FrechetInceptionDistance(feature=torch.nn.Flatten(), input_img_size=(x.shape[1], 1, 1), normalize=True)
+    for cloud, real in ((x, True), (y, False)):
+        metric.update(torch.from_numpy(cloud)[:, :, None, None], real=real)
+    return metric.compute().item()
 
 
 def fid_by_roots(x, y):
@@ -151,15 +150,38 @@ def test_four_formulas_of_fid_agree(seed):
     random = numpy.random.default_rng(seed)
     mixing = random.standard_normal((5, 5))
     x, y = random.standard_normal((80, 5)) @ mixing, 0.5 + random.standard_normal((60, 5))
-    metric = FrechetInceptionDistance(feature=Identity(), input_img_size=(5, 1, 1), normalize=True)
-    metric.set_dtype(torch.float64)
-    metric.update(torch.from_numpy(x).view(-1, 5, 1, 1), real=True)
-    metric.update(torch.from_numpy(y).view(-1, 5, 1, 1), real=False)
     A, B = numpy.cov(x.T), numpy.cov(y.T)
     root = scipy.linalg.sqrtm(A @ B).real
     by_product = ((x.mean(0) - y.mean(0)) ** 2).sum() + numpy.trace(A + B - 2 * root)
-    answers = [metric.compute().item(), by_product, fid_by_roots(x, y), fid_by_singular_values(x, y)]
+    answers = [by_torchmetrics(x, y), by_product, fid_by_roots(x, y), fid_by_singular_values(x, y)]
     numpy.testing.assert_allclose(answers, answers[-1], rtol=1e-6)
+
+
+def test_a_covariance_in_one_pass_needs_float64():
+    """Mean of squares less square of the mean, at a mean of 1000: torchmetrics adds up in float64 for that reason."""
+    z = 1000 + numpy.random.default_rng(0).standard_normal((2000, 20))
+    one_pass = [((w * w).sum(0) - len(w) * w.mean(0) ** 2) / (len(w) - 1) for w in (z, z.astype("float32"))]
+    errors = [abs(variances - z.var(0, ddof=1)).max() for variances in one_pass]
+    assert errors[0] < 1e-6 and errors[1] > 0.1
+    assert abs(z.astype("float32").var(0, ddof=1) - z.var(0, ddof=1)).max() < 1e-3  # centred first
+
+
+def test_eigenvalues_of_the_product_as_if_it_were_symmetric():
+    """`eigvalsh` of AB sees one triangle: negative values where the true ones are those of a positive matrix."""
+    A, B = covariances(0, 5)
+    assert numpy.linalg.eigvals(A @ B).real.min() > 0 > numpy.linalg.eigvalsh(A @ B).min()
+
+
+def test_fewer_images_than_features():
+    """The covariances have rank N - 1; roots of rounded zeros are nan; the three forms that clip still agree."""
+    x, y = numpy.random.default_rng(0).standard_normal((2, 20, 60))
+    A, B = numpy.cov(x.T), numpy.cov(y.T)
+    assert numpy.linalg.matrix_rank(A) == 19
+    with numpy.errstate(invalid="ignore"):
+        assert numpy.isnan(numpy.sqrt(numpy.linalg.eigvals(A @ B).real)).any()
+    answers = [by_torchmetrics(x, y), fid_by_roots(x, y), fid_by_singular_values(x, y)]
+    numpy.testing.assert_allclose(answers, answers[-1], rtol=1e-5)
+    assert answers[0] > 10, "and none of them is near the zero that two samples of one distribution should have"
 
 
 def test_one_polynomial_for_the_product_its_symmetric_form_and_the_data():
@@ -248,6 +270,31 @@ def test_conventions_of_the_libraries():
     assert scipy.stats.energy_distance(x[:, 0], y[:, 0]) == pytest.approx(energy)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("power", [1, 2])
+def test_geomloss_halves_the_square_and_takes_the_blur_to_the_power(power):
+    """Cost |x - y|^p / p, ε = blur^p: without debiasing, the objective of POT's plan at that ε and no other."""
+    x, y = points(0, 30)
+    y = 1.5 + 2 * y
+    clouds = [torch.from_numpy(z)[:, None] for z in (x, y)]
+    cost = numpy.abs(x[:, None] - y) ** power / power
+
+    def divergence(blur, scaling, debias=True):
+        options = {"p": power, "blur": blur, "scaling": scaling, "debias": debias, "backend": "tensorized"}
+        return geomloss.SamplesLoss("sinkhorn", **options)(*clouds).item()
+
+    def objective(reg):
+        plan = ot.sinkhorn([], [], cost, reg, method="sinkhorn_log", stopThr=1e-10)
+        return (plan * cost).sum() + reg * scipy.special.rel_entr(plan, 1 / cost.size).sum()
+
+    raw = divergence(0.2, 0.99, debias=False)
+    assert raw == pytest.approx(objective(0.2**power), rel=1e-3)
+    assert abs(raw - objective(0.2 ** (3 - power))) > 0.01 * raw
+    exact = ot.emd2([], [], cost)
+    near, early = divergence(0.01, 0.99), divergence(0.01, 0.5)
+    assert near == pytest.approx(exact, rel=0.05) and abs(early - exact) > abs(near - exact)
+
+
 def scipy_cdf_difference(x, y):
     """F - G times the root of the gap, on the gaps between neighbours of all points."""
     place = numpy.sort(numpy.concatenate([x, y]))
@@ -268,3 +315,15 @@ def test_fourier_metric_at_order_one_is_a_distance_of_distribution_functions():
         found = losses.fourier_distance(blob.roll(shift), blob, s=1, symbol="sin").item() ** 2
         assert found == pytest.approx((C - C.mean()).square().sum().item(), abs=1e-10)
         assert float(derived.on_a_line(u.tolist())) == pytest.approx(shift, abs=1e-4)  # W_1 counts the steps
+
+
+def test_fourier_loss_keeps_growing_with_the_shift_where_squared_error_is_flat():
+    """From a shift of 8 to one of 16 on a ring of 64 W_1 doubles; the loss at s = 1 nearly so, squared error not."""
+    place = torch.arange(64, dtype=torch.float64)
+    blob = torch.exp(-(torch.minimum(place, 64 - place) ** 2) / 4)
+    blob = blob / blob.sum()
+    shifted = torch.stack([blob.roll(8), blob.roll(16)])
+    near, far = losses.fourier_distance(shifted, blob.expand_as(shifted), s=1).square()
+    assert 1.7 < far / near < 2
+    near, far = (shifted - blob).square().sum(1)
+    assert far / near == pytest.approx(1, abs=1e-3)

@@ -67,14 +67,13 @@ def gaussians_on_a_line(m1: Expr, s1: Expr, m2: Expr, s2: Expr) -> Expr:
 def mean_square_projection(v: Sequence[Expr]) -> Expr:
     """The mean of ⟨θ, v⟩² over the unit circle or sphere, v with 2 or 3 coordinates: SW_2² of a shift by v."""
     a, b = sympy.symbols("a b", real=True)
-    if len(v) == 2:
-        return sympy.simplify(
-            sympy.integrate((v[0] * sympy.cos(a) + v[1] * sympy.sin(a)) ** 2, (a, 0, 2 * pi)) / (2 * pi)
-        )
-    theta = (sympy.sin(b) * sympy.cos(a), sympy.sin(b) * sympy.sin(a), sympy.cos(b))
+    circle = (sympy.cos(a), sympy.sin(a))
+    theta = circle if len(v) == 2 else (sympy.sin(b) * circle[0], sympy.sin(b) * circle[1], sympy.cos(b))
     square = sympy.expand(sum(t * x for t, x in zip(theta, v, strict=True)) ** 2)
-    inner = sympy.integrate(square, (a, 0, 2 * pi))
-    return sympy.simplify(sympy.integrate(inner * sympy.sin(b), (b, 0, pi)) / (4 * pi))
+    around = sympy.integrate(square, (a, 0, 2 * pi)) / (2 * pi)
+    if len(v) == 3:
+        around = sympy.integrate(sympy.expand(around * sympy.sin(b)), (b, 0, pi)) / 2
+    return sympy.expand(around)
 
 
 def entropic_plan() -> Expr:

@@ -75,8 +75,7 @@ def gain(i: Expr, j: Expr, p: Expr, measure: str = "average_precision") -> Expr:
     """What Δ grows by as the j-th negative overtakes the i-th of p positives, as the difference that it is."""
     if measure == "average_precision":
         return (i / (i + j - 1) - i / (i + j)) / p
-    k = sympy.Dummy("k", integer=True, positive=True)
-    return (discount(i + j - 1) - discount(i + j)) / sympy.Sum(discount(k), (k, 1, p)).doit()
+    return (discount(i + j - 1) - discount(i + j)) / sum(map(discount, range(1, p + 1)))
 
 
 def contribution(i: int, j: int, s: Sequence[Expr], t: Sequence[Expr], measure: str = "average_precision") -> Expr:
