@@ -261,8 +261,8 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     if profile == "smoke":
         shares, seeds, rates, recipe = (0.03,), range(2), rates[1:2], dict(epochs=1, train_size=48, test_size=20)
     elif profile == "quick":
-        shares, seeds, rates = (0.03, 0.1), range(3), rates[1:]
-        recipe = dict(epochs=3, train_size=120, test_size=120, batch_size=8)
+        shares, seeds, rates = (0.03,), range(3), rates[1:]
+        recipe = dict(epochs=3, train_size=160, test_size=120, batch_size=8)
     if profile != "paper":
         names = [name for name in names if not name.endswith("_prior")]
     common = dict(dataset=dataset, model=model, learning_rate=rates[0], share=shares[0], **recipe)
