@@ -162,7 +162,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     if profile == "smoke":
         shares, seeds, recipe = (0.05,), range(2), dict(epochs=2, batch_size=256)
     elif profile == "quick":
-        shares, seeds, recipe = (0.01, 0.1), range(3), dict(epochs=4)
+        shares, seeds, recipe = (0.01,), range(4), dict(epochs=4)
         if dataset == "digits":
             recipe = dict(factors=RATES[::2], epochs=8, batch_size=256)
     first = [Ranking(dataset=dataset, model=model, loss=loss, **recipe) for loss in LOSSES]
