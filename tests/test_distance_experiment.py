@@ -136,7 +136,7 @@ def published():
         return {"mean": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half), "n": n}
 
     table = groups.apply(summary).unstack()
-    assert set(table.index.get_level_values("dataset")) == {"mnist", "cifar10"} and (table["n"] == 5).all()
+    assert set(table.index.get_level_values("dataset")) == {"mnist", "cifar10"} and (table["n"] >= 5).all()
     return table
 
 
@@ -169,12 +169,14 @@ def test_verdict_one_missing_class_shows_on_mnist_and_hardly_on_cifar10(publishe
 
 
 def test_verdict_the_floor_of_fid_is_its_bias():
+    """FID itself, the square, lies within a fifth of what the formula for Gaussians predicts, at every size."""
     rows = sweep.published("distances")
     if rows.empty:
         pytest.skip("no published table")
-    floors = rows[rows["loss"] == "fid"].groupby(["dataset", "images"])[["floor", "expected_floor"]].mean()
+    rows = rows[rows["loss"] == "fid"].drop_duplicates(["dataset", "images", "seed"])
+    rows = rows.assign(measured=rows["floor"] ** 2, predicted=rows["expected_floor"] ** 2)
+    floors = rows.groupby(["dataset", "images"])[["measured", "predicted"]].mean()
     assert set(floors.loc["mnist"].index) == {250, 500, 1000, 2000, 4000} and ("cifar10", 2000) in floors.index
-    many = floors[floors.index.get_level_values("images") >= 500]
-    assert (many["floor"] / many["expected_floor"]).between(0.9, 1.1).all()
-    mnist = floors.loc["mnist", "floor"]
-    assert 0.45 < mnist[4000] / mnist[1000] < 0.55  # four times as many images, half the root
+    assert (floors["measured"] / floors["predicted"]).between(0.85, 1.2).all()
+    mnist = floors.loc["mnist", "measured"]
+    assert 0.2 < mnist[4000] / mnist[1000] < 0.3  # four times as many images, a quarter
