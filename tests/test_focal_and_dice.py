@@ -1,7 +1,9 @@
 """Focal and Dice loss: the derivation against autograd, torchvision, MONAI and scikit-learn."""
 
 import functools
+import json
 import math
+import re
 
 import numpy
 import pytest
@@ -13,6 +15,7 @@ from sklearn.metrics import f1_score, jaccard_score
 from torchvision.ops import sigmoid_focal_loss
 
 from lossbook import losses
+from lossbook.results import PROJECT
 from lossbook.symbolic import focal_and_dice as derived
 
 seeds = st.integers(0, 2**32 - 1)
@@ -70,6 +73,18 @@ def test_softmax_focal_is_the_loss_of_the_catalogue(seed, gamma, classes):
     value = sympy.lambdify([*p, derived.gamma], derived.softmax_focal(p, label), "math")
     ours = losses.focal(x, torch.tensor(label), gamma=gamma).item()
     assert ours == pytest.approx(value(*torch.softmax(x, 0).tolist(), gamma), abs=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("classes", [2, 5])
+def test_monai_divides_the_softmax_focal_by_the_classes(classes):
+    """Its mean runs over (batch, classes), and only the column of the label is not zero."""
+    from monai.losses import FocalLoss
+
+    x = torch.randn(7, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.arange(7) % classes
+    theirs = FocalLoss(use_softmax=True, to_onehot_y=True, gamma=2.0)(x, y[:, None]).item()
+    assert theirs * classes == pytest.approx(losses.focal(x, y, gamma=2.0).mean().item(), rel=1e-5)
 
 
 @settings(deadline=None, max_examples=30)
@@ -155,6 +170,33 @@ def test_every_variant_equals_monai(variant):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_table_of_derivation_12_is_monais_and_torchvisions():
+    """Every number that the notebook prints for its two masks, from MONAI and torchvision instead of our formulas."""
+    notebook = PROJECT / "notebooks/derivations/12_focal_and_dice.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    (cell,) = (cell for cell in cells if "".join(cell["source"]).startswith("probabilities = numpy.array("))
+    printed = "".join(cell["outputs"][0]["text"]).splitlines()
+    g = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).double().view(2, 1, 6)
+    p = torch.tensor([[0.9, 0.7, 0.4, 0.3, 0.1, 0.1], [0.3, 0.6, 0.2, 0.1, 0.1, 0.1]]).double().view(2, 1, 6)
+
+    def both(p, g, **options):
+        return [monai()(batch=batch, **options)(p, g).item() for batch in (False, True)]
+
+    expected = []
+    for squared in (False, True):
+        for smooth in (0, 1e-5, 1):
+            expected.append(both(p, g, squared_pred=squared, smooth_nr=smooth, smooth_dr=smooth))
+    channels = [torch.cat([1 - mask, mask], 1) for mask in (p, g)]  # background first, as MONAI has it
+    expected.append(both(*channels, smooth_nr=0, smooth_dr=0))
+    focal = sigmoid_focal_loss(torch.logit(p), g)
+    expected.append([focal.sum().item(), focal.mean().item()])
+    shown = [[float(number) for number in re.findall(r"\d\.\d{4}", line)] for line in printed[1:]]
+    numpy.testing.assert_allclose(shown, expected, atol=5.1e-5)
+    alone = both(*channels, smooth_nr=0, smooth_dr=0, include_background=False)
+    assert alone == pytest.approx(both(p, g, smooth_nr=0, smooth_dr=0))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_empty_target_in_monai_and_in_the_formula():
     """Anything predicted costs almost 1, nothing predicted costs 0, and without smoothing it is 0/0."""
     empty = torch.zeros(1, 1, 2, 3, dtype=torch.float64)
@@ -163,6 +205,7 @@ def test_empty_target_in_monai_and_in_the_formula():
     for p, expected in ((some, 1 - 1e-5 / (3 + 1e-5)), (empty, 0.0)):
         assert dice_loss(p, empty, **smooth) == pytest.approx(expected, abs=1e-12)
         assert monai()()(p, empty).item() == pytest.approx(expected, abs=1e-6)
+    assert monai()(smooth_nr=0)(empty, empty).item() == 1, "the smoothing above is what makes it 0"
     assert math.isnan(monai()(smooth_nr=0, smooth_dr=0)(empty, empty).item())
 
 
