@@ -667,6 +667,23 @@ def test_create_refuses(arguments, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("tukey", "lossbook.losses.tukey"),
+        ("pinball", "lossbook.losses.pinball"),
+        ("average_precision_hinge", "lossbook.losses.average_precision_hinge"),
+        ("PerceptualLoss", "lossbook.losses.PerceptualLoss"),
+        ("pod", "lossbook.losses.hypersphere.head('pod', num_classes, dim)"),
+        ("pedcc(weight=2.0)", "lossbook.losses.hypersphere.head('pedcc', num_classes, dim)"),
+    ],
+)
+def test_a_loss_outside_the_catalogue_is_pointed_to(name, place):
+    with pytest.raises(ValueError, match="unknown loss") as error:
+        losses.create(name)
+    assert str(error.value).endswith(f"use {place}")
+
+
 @EACH
 def test_wrong_shapes_and_types_are_refused(name):
     z, labels, soft = sample()

@@ -118,7 +118,17 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
 
 
 def lookup(name: str) -> Entry:
-    """The catalogue entry of a loss; ValueError with the nearest name for an unknown one."""
+    """The catalogue entry of a loss; ValueError for an unknown one: with the nearest name, or where else it is."""
+    if name not in REGISTRY:
+        from lossbook import losses  # not before: it imports this module
+
+        elsewhere = {key: f"losses.hypersphere.head({key!r}, num_classes, dim)" for key in losses.hypersphere.HEADS}
+        elsewhere |= {key: f"losses.{key}" for key in losses.__all__}
+        if name in elsewhere:
+            raise ValueError(
+                f"unknown loss {name!r}: the catalogue holds the losses of logits against classes; use "
+                f"lossbook.{elsewhere[name]}"
+            )
     check_name("loss", name, REGISTRY)
     return REGISTRY[name]
 
