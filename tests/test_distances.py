@@ -79,6 +79,24 @@ def test_histograms_on_a_line_equal_pot_and_rps(seed, classes):
     assert float(derived.on_a_line(u, 2)) == pytest.approx(rps, abs=1e-10)
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds)
+def test_dual_of_w1_is_reached_by_slopes_of_one(seed):
+    """Kantorovich and Rubinstein on a line: with slope sign(G - F) the means differ by W_1; no other slopes do more."""
+    x, y = points(seed)
+    z = numpy.sort(numpy.concatenate([x, y]))
+    F, G = (numpy.searchsorted(numpy.sort(cloud), z[:-1], side="right") / len(cloud) for cloud in (x, y))
+
+    def difference_of_means(slopes):
+        values = numpy.concatenate([[0], numpy.cumsum(slopes * numpy.diff(z))])
+        return numpy.interp(x, z, values).mean() - numpy.interp(y, z, values).mean()
+
+    exact = scipy.stats.wasserstein_distance(x, y)
+    assert difference_of_means(numpy.sign(G - F)) == pytest.approx(exact)
+    slopes = numpy.random.default_rng(seed).uniform(-1, 1, (20, len(z) - 1))
+    assert max(map(difference_of_means, slopes)) <= exact + 1e-12
+
+
 # --- between Gaussians --------------------------------------------------------------------------------------------
 
 
