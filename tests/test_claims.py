@@ -44,6 +44,24 @@ def test_abstract_of_the_fourier_loss_is_covered():
     assert {f"fourier-{topic}" for topic in topics} <= {claim.id for claim in CLAIMS}
 
 
+def test_statements_of_the_study_notes_are_covered():
+    """Each loss that the notes treat, and each statement about it, has its row."""
+    topics = {
+        "classical": "mean median quantile huber-path gaussian laplace bernoulli categorical saturation logarithm",
+        "recipe": "recipe weight-decay momentum",
+        "robust": "influence constants robust tukey-gradient robust-network tukey-network",
+        "focal": "focal-easy focal-gradient focal-forms focal-calibration focal-rare",
+        "dice": "dice-definition dice-iou dice-imbalance dice-balance dice-empty dice-rare dice-needed",
+        "perceptual": "perceptual-features perceptual-style perceptual-gradient perceptual-size perceptual-input "
+        "perceptual-random perceptual-restoration",
+        "ranking": "ranking-bound ranking-splits ranking-quicksort ranking-family ranking-optimal ranking-better",
+        "distances": "wasserstein-line emd-histograms sliced sinkhorn wasserstein-dual wasserstein-conventions "
+        "fid-wasserstein fid-measures fid-few fid-damage fid-missing fid-floor fourier-distances fourier-means",
+    }
+    wanted = {f"notes-{topic}" for line in topics.values() for topic in line.split()}
+    assert wanted <= {claim.id for claim in CLAIMS}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [(("holds: it is", "surely: it is"), "must begin with"), (("id,source", "name,source"), "columns")],

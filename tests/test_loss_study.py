@@ -151,9 +151,11 @@ def test_entropy_matters_when_the_target_is_learned():
 
 @sizes
 def test_three_classes_of_losses(n):
-    """Exactly, for class labels; Poisson for any label."""
+    """Exactly, for class labels; likelihood and Poisson for any label."""
     p, e, y = study.simplex(study.weights("w", n)), study.label(n), study.simplex(study.weights("v", n))
     delta = 1 + Symbol("d", nonnegative=True)
+    for target in (y, e):
+        assert study.one_fraction(study.cross_entropy(p, target) - study.likelihood(p, target)) == 0
     assert study.one_fraction(study.poisson(p, y) - (1 + study.cross_entropy(p, y)) / n) == 0
     assert study.one_fraction(study.huber(p, e, delta) - study.squared_error(p, e) / 2) == 0
     assert study.one_fraction(study.hinge(p, e) - study.absolute_error(p, e) - 1 + Rational(1, n)) == 0
@@ -281,22 +283,18 @@ def test_reversed_divergence_is_absolute_error_less_entropy(n):
 
 
 def test_chance_finds_a_winner_in_a_tenth_of_studies_and_holm_mends_it():
-    """Eight losses and a baseline, all the same in law, five seeds each, as a study would test them."""
-    random = np.random.default_rng(7)
-    runs = random.standard_normal((2000, 9, 5))
-    baseline, rest = np.broadcast_arrays(runs[:, :1], runs[:, 1:])
-    better, share = rest.mean(-1) > baseline.mean(-1), {}
-    for name, p in (
-        ("welch", scipy.stats.ttest_ind(rest, baseline, axis=-1, equal_var=False).pvalue),
-        ("paired", scipy.stats.ttest_rel(rest, baseline, axis=-1).pvalue),
-    ):
-        share[name] = ((p < 0.05) & better).any(-1).mean()
-        rejected = p.min(-1) <= 0.05 / 8  # Holm's first step: failing it, nothing is rejected
-        share[f"{name}, holm"] = rejected.mean()
-        for i in range(10):
-            assert multipletests(p[i], 0.05, "holm")[0].any() == rejected[i]
-    assert 0.09 < share["welch"] < 0.14 and 0.11 < share["paired"] < 0.17
-    assert share["welch, holm"] < 0.05 and share["paired, holm"] < 0.05
+    """Eight losses and a baseline, all the same in law, five seeds each, as a study would test them; and 22 losses."""
+    eight, many = study.false_winners(8, 5), study.false_winners(22, 5)
+    assert 0.09 < eight["Welch"] < 0.13 and 0.12 < eight["paired"] < 0.17
+    assert 0.18 < many["Welch"] < many["paired"] < 1 - 0.975**22
+    for shares in (eight, many):
+        assert max(shares["Welch, Holm"], shares["paired, Holm"]) < 0.03
+
+
+def test_holm_equals_statsmodels():
+    p = np.random.default_rng(7).random((20, 9)) ** 3
+    for row, adjusted in zip(p, study.holm(p).clip(max=1), strict=True):
+        np.testing.assert_allclose(adjusted, multipletests(row, 0.05, "holm")[1], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("n", "closed"), [(2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi)), (10, 1.538753)])

@@ -155,7 +155,7 @@ def test_densenet_keeps_the_resolution_of_its_images():
     assert models.create("densenet121", (1, 32, 32), 10).features.conv0.in_channels == 1
 
 
-# --- what the committed table says, Fashion-MNIST with the multi-layer perceptron ---------------------------------
+# --- what the committed table says; verdicts are about Fashion-MNIST with the multi-layer perceptron ----------------
 
 
 def here(rows):
@@ -174,6 +174,11 @@ def tried():
     return rows.pivot(index="loss", columns="learning_rate", values="validation_score")
 
 
+def mean_curve(rows, loss, name):
+    """The mean over seeds, a value an epoch."""
+    return numpy.mean(numpy.stack(rows.loc[rows["loss"] == loss, f"{name}_curve"]), axis=0)
+
+
 def less(rows, baseline):
     """Paired differences of test accuracy to a baseline in points, by head, with their ends."""
     table = results.paired_differences(rows, baseline, ["dataset", "model"]).set_index("loss")
@@ -181,12 +186,21 @@ def less(rows, baseline):
     return table.assign(low=mean - half, high=mean + half)
 
 
-def test_published_heads_share_their_seeds_and_images(fashion):
-    """At least three seeds of cross-entropy, and of the heads that the verdict names; one recipe; none diverged."""
-    counts = fashion.groupby("loss")["seed"].nunique()
-    assert (counts[[CE, FIXED, "pod", "pod(decorrelation=0.0)", "fixed_etf"]] >= 3).all()
-    assert len(fashion[["epochs", "batch_size", "dim", "weight_decay"]].drop_duplicates()) == 1
-    assert (fashion["status"] == "done").all()
+def test_published_heads_share_their_seeds_and_images():
+    """In each data set and network at least three seeds of every head, POD and its rivals, by one recipe."""
+    published = sweep.published("pod")
+    for _, rows in published.groupby(["dataset", "model"]):
+        counts = rows.groupby("loss")["seed"].nunique()
+        assert (counts >= 3).all() and {CE, FIXED, "pod"} <= set(counts.index)
+        assert len(rows[["epochs", "batch_size", "dim", "weight_decay", "mode", "augment"]].drop_duplicates()) == 1
+        assert (rows.loc[rows["loss"].isin([CE, FIXED, "pod"]), "status"] == "done").all()
+
+
+def test_published_curves_have_a_value_an_epoch():
+    """All measures of collapse are stored for each finished run, not negative."""
+    for run in sweep.published("pod").query("status == 'done'").to_dict("records"):
+        for name in pod.MEASURES:
+            assert len(curve(run, name)) == run["epochs"] and (curve(run, name) >= 0).all()
 
 
 def test_verdict_pod_is_not_better(fashion):
@@ -196,32 +210,80 @@ def test_verdict_pod_is_not_better(fashion):
     assert behind_cosine["high"] < -1 and behind_cosine["p_holm"] < 0.05
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist", "cifar10"])
+def test_verdict_pod_is_behind_on_every_set(dataset):
+    """Beyond chance after Holm's correction, behind cross-entropy and behind the squared cosine."""
+    rows = sweep.published("pod").query("dataset == @dataset")
+    for rival in (CE, FIXED):
+        found = less(rows, rival).loc["pod"]
+        assert found["high"] < -1 and found["p_holm"] < 0.05
+    norm, direction = (mean_curve(rows, "pod", name) for name in ("mean_norm", "within_class_direction"))
+    assert (numpy.diff(norm) > 0).all() and direction[-1] > 1.1 * direction.min()
+
+
+def test_verdict_fixed_centroids_train_and_learned_ones_do_not(fashion):
+    """Learned vectors lose ten points and more, at each rate; the squared cosine to fixed ones is level."""
+    table = less(fashion, CE)
+    assert table.loc["squared_cosine(centroids='learned')", "high"] < -9
+    assert abs(100 * table.loc[FIXED, "difference"]) < 0.3
+
+
+def test_verdict_margins_gain_nothing():
+    """No head with a margin is ahead of cross-entropy beyond chance, on any set; AM-softmax is behind on CIFAR10."""
+    published = sweep.published("pod")
+    for dataset, rows in published.groupby("dataset"):
+        table = less(rows, CE)
+        margins = table[table.index.isin(["am_softmax", "arcface", "pedcc", "center"])]
+        assert len(margins) and not ((margins["difference"] > 0) & (margins["p_holm"] < 0.05)).any()
+        if dataset == "cifar10":
+            assert table.loc["am_softmax", "high"] < -1
+
+
 def test_verdict_delta_explains_it_and_decorrelation_does_not(fashion, tried):
     """Without decorrelation POD stays where it is at each learning rate; without delta it is the squared cosine."""
     change = 100 * (tried.loc["pod"] - tried.loc["pod(decorrelation=0.0)"])
     assert change.notna().all() and len(change) == 5 and change.abs().max() < 0.5
     assert abs(100 * less(fashion, "pod").loc["pod(decorrelation=0.0)", "difference"]) < 0.5
     assert less(fashion, "pod").loc[FIXED, "low"] > 1
+    chosen = fashion.groupby("loss")["learning_rate"].unique()
+    assert list(chosen["pod"]) == list(chosen["pod(decorrelation=0.0)"]) == [tried.columns[2]]
+    assert tried.loc["pod"].max() < tried.loc[CE].max() - 0.01
+    without = less(fashion, FIXED)
+    assert abs(100 * without.loc["pod(delta='zero')", "difference"]) < 0.5  # with decorrelation, the first version
+    assert less(fashion, CE).loc["pod(delta='norm')", "high"] < -6
 
 
 def test_verdict_the_simplex_costs_nothing(fashion):
-    """On the fixed simplex, cross-entropy and the squared cosine stay within half a point of cross-entropy learned."""
+    """On the fixed simplex, cross-entropy and the squared cosine stay within 0.3 points of cross-entropy learned."""
     table = less(fashion, CE).loc[["fixed_etf", FIXED]]
-    assert (table["low"] > -0.5).all() and (table["high"] < 1).all()
+    assert (table["low"] > -0.3).all() and (table["high"] < 0.3).all()
 
 
 def test_verdict_norms_run_ahead_of_directions(fashion):
-    """With delta growing the norms end several times those of the squared cosine, directions within classes wider."""
-    last = {
-        name: {loss: numpy.mean([values[-1] for values in rows]) for loss, rows in fashion.groupby("loss")[name]}
-        for name in ("mean_norm_curve", "within_class_direction_curve")
-    }
-    assert last["mean_norm_curve"]["pod"] > 3 * last["mean_norm_curve"][FIXED]
-    assert last["within_class_direction_curve"]["pod"] > last["within_class_direction_curve"][FIXED]
+    """Under POD norms grow tenfold; directions and angles between classes draw in, then out again, as accuracy falls.
+
+    The squared cosine, on the same images, goes the same way all along. All mean curves over seeds.
+    """
+    norm, direction, angles, accuracy = (
+        mean_curve(fashion, "pod", name)
+        for name in ("mean_norm", "within_class_direction", "equiangular", "validation_accuracy")
+    )
+    assert 8 < norm[-1] / norm[0] < 12 and (numpy.diff(norm) > 0).all()
+    for scatter in (direction, angles):
+        turn = scatter.argmin()
+        assert 0 < turn < len(scatter) - 1 and scatter[-1] > 1.2 * scatter[turn]
+        assert (numpy.diff(scatter[turn:]) > 0).all() and (numpy.diff(accuracy[turn:]) < 0).all()
+    assert accuracy[-1] < accuracy.max() - 0.01
+    for name in ("within_class_direction", "equiangular"):
+        assert (numpy.diff(mean_curve(fashion, FIXED, name)) < 0).all()
+    assert (numpy.diff(mean_curve(fashion, FIXED, "validation_accuracy")) > 0).all()
 
 
 def test_verdict_distances_train_at_rates_where_cross_entropy_does_not(tried):
-    """At the two largest rates cross-entropy diverges; every head on the simplex loses less than four points."""
+    """At the two largest rates cross-entropy diverges; every head on the simplex loses less than four points.
+
+    One tuning run a rate.
+    """
     large = tried.columns[-2:]
     assert tried.loc[CE, large].isna().all()
     for loss in (FIXED, "pod", "fixed_etf"):
