@@ -455,6 +455,9 @@ def test_verdict_no_loss_finds_a_rare_class_better(published):
     assert len(table) == 9 and (table["difference"] < 0).all() and (table["p_holm"] > 0.05).all()
     hinge = table[table["loss"] == "average_precision_hinge"]
     assert (hinge["difference"] + hinge["half_width"] < 0.005).all()
+    rows = published[published["dataset"] == "cifar10"]
+    table = results.paired_differences(rows, "cross_entropy", ["share"], "average_precision")
+    assert len(table) == 3 and table["difference"].between(0, 0.03).all() and (table["p_holm"] > 0.05).all()
 
 
 def test_verdict_no_head_start_at_a_small_rate_where_steps_are_many(published):
