@@ -351,7 +351,10 @@ def test_without_the_factor_k_only_for_small_k():
 
 
 def test_condition_number_is_the_same_at_the_start_and_goes_either_way_later():
-    """At the optimum smaller if the labels depend on the flattest feature, larger if on the steepest."""
+    """At the optimum smaller if the labels depend on the flattest feature, larger if on the steepest.
+
+    Far on the wrong side of the logistic optimum the exponential loss is far worse conditioned than the logistic one.
+    """
     zero, form = torch.zeros(6).double(), rooted_at(1.0)
     for seed, (axis, worse) in enumerate([(0, True), (-1, False)] * 3):
         data = not_separable(seed, axis=axis)
@@ -359,6 +362,9 @@ def test_condition_number_is_the_same_at_the_start_and_goes_either_way_later():
         assert at_start[0] == pytest.approx(at_start[1], rel=1e-10)
         quotient = [torch.linalg.cond(hessian(f, data, newton(f, data))) for f in (form, logistic)]
         assert bool(quotient[0] > quotient[1]) is worse
+        w = -5 * newton(logistic, data)  # with the curvature e^{-u} of k = 1, as ours goes on along its tangent here
+        far_off = torch.linalg.cond(data.T @ (data * torch.exp(-data @ w)[:, None])).item()
+        assert far_off > torch.linalg.cond(hessian(logistic, data, w)).item() > at_start[0]
     axes = torch.diag(torch.tensor([3.0, 1.0])).double()  # two examples, the first along the steep axis
     for margins, worse in (([-3.0, 1.0], True), ([0.3, -1.0], False)):
         w = torch.linalg.solve(axes, torch.tensor(margins).double())
