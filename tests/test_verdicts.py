@@ -1,8 +1,11 @@
 """What the experiment notebooks conclude, computed from the committed tables."""
 
+import numpy
+import pandas
 import pytest
 
-from lossbook import figures, results, sweep
+from lossbook import data, figures, results, sweep
+from lossbook.tasks import TUNING_SEED
 
 ORDERED, SHUFFLED = "fourier", "fourier(placement='permuted')"
 SETS = ("mnist", "fashion_mnist")  # on which the multi-layer perceptron was run
@@ -126,22 +129,61 @@ def gaps(rows, loss, other):
     return (one - two).dropna()
 
 
-def test_negative_controls_of_the_loss_study(study):
-    """The divergence is cross-entropy in every run; losses that differ by a factor agree once the rate is matched.
+def controls(rows):
+    """A line a pair of names of one loss, data set and setting: difference in points, and whether their rates agree.
 
-    Rounding is amplified where training is erratic, as that of the absolute error is: there the difference must be
-    chance, within its interval.
+    Rates agree that are the same multiple of the matched rates under SGD, and of the shared rate under Adam.
+    """
+    keys, lines = ["dataset", "model", "loss"], []
+    for name in ("sgd matched", "sgd tuned", "adam same", "adam tuned"):
+        start = "sgd matched" if name.startswith("sgd") else "adam same"
+        there, begin = (rows[rows["setting"] == which] for which in (name, start))
+        factor = (there.groupby(keys)["learning_rate"].first() / begin.groupby(keys)["learning_rate"].first()).dropna()
+        for first, *others in sweep.CONTROLS:
+            pair = against(there[there["loss"].isin([first, *others])], first, ["dataset", "model"])
+            for line in pair.to_dict("records"):
+                of_first, of_other = (factor[line["dataset"], line["model"], loss] for loss in (first, line["loss"]))
+                alike = of_first == pytest.approx(of_other, rel=1e-3)
+                lines.append({**line, "first": first, "setting": name, "alike": alike})
+    return pandas.DataFrame(lines)
+
+
+def test_negative_controls_of_the_loss_study(study):
+    """The divergence is cross-entropy in every run; losses that differ by a factor agree wherever their rates do.
+
+    The absolute error at the matched rate of SGD is the exception, where it hardly trains and rounding is amplified:
+    there the difference must be within its interval and below 25 points, and must be gone at the tuned rates.
     """
     same = gaps(study, "kl_divergence", "cross_entropy")
     assert len(same) >= 30 and (same == 0).all()
-    for first, *others in sweep.CONTROLS:
-        for other in set(others) & set(study["loss"]):
-            gap = gaps(study[study["setting"] == "sgd matched"], other, first)
-            assert len(gap) >= 10
-            for dataset, found in gap.groupby("dataset"):
-                mean, half_width, _ = results.interval(found)
-                erratic = first == "mae" and abs(mean) < half_width
-                assert abs(mean) < 0.005 or erratic, (other, first, dataset)
+    table = controls(study)
+    assert set(table["setting"]) == {"sgd matched", "sgd tuned", "adam same", "adam tuned"}
+    table = table[table["alike"]]
+    apart = table[table["difference"].abs() >= 0.45]
+    assert ((apart["first"] == "mae") & (apart["setting"] == "sgd matched")).all(), apart
+    assert (apart["difference"].abs() < apart["half_width"].clip(upper=25)).all(), apart
+    calm = table[(table["setting"] == "sgd tuned") & (table["first"] == "mae")]
+    calm = calm.merge(apart[["dataset", "model"]])
+    assert len(calm) and (calm["difference"].abs() < 0.3).all()
+
+
+def test_verdict_tuning_on_one_seed_fails_the_control(study):
+    """On the digits with Adam, Huber and Brier chose rates apart: a significant difference within one loss."""
+    table = controls(study)
+    apart = table[~table["alike"] & (table["dataset"] == "digits")].set_index("loss")
+    assert set(apart["setting"]) == {"adam tuned"} and set(apart.index) >= {"huber", "poisson"}
+    assert apart.loc["huber", "difference"] + apart.loc["huber", "half_width"] < 0 < apart.loc["poisson", "difference"]
+    rows = study[(study["dataset"] == "digits") & (study["setting"] == "adam tuned")]
+    chosen = rows.groupby("loss")["learning_rate"].first()
+    assert chosen["brier"] == pytest.approx(10 * chosen["huber"])
+    assert chosen["poisson"] == pytest.approx(10 * chosen["cross_entropy"])
+    other = against(rows, "cross_entropy", ["setting"]).set_index("loss")
+    assert other.loc["huber", "p_holm"] < 0.01 and other.loc["huber", "difference"] == pytest.approx(-1.2, abs=0.05)
+    assert other.loc["brier", "p"] > 0.05
+    runs = results.published("loss_study")
+    runs = runs[(runs["dataset"] == "digits") & (runs["optimiser"] == "adam") & (runs["seed"] == TUNING_SEED)]
+    right = 144 * runs.groupby("loss")["validation_accuracy"].max()
+    assert right["brier"] - right["huber"] == pytest.approx(1, abs=1e-3)  # a single validation image
 
 
 def test_verdict_a_significant_difference_that_is_a_learning_rate(study):
@@ -156,20 +198,32 @@ def test_verdict_a_significant_difference_that_is_a_learning_rate(study):
 
 def test_verdict_no_loss_beats_cross_entropy_once_its_rate_is_chosen(study):
     """On four small sets no loss is significantly better at tuned rates; at shared ones SGD loses many comparisons."""
-    small = study[study["dataset"] != "mnist"]
+    small = study[study["dataset"].isin([*data.TABLES, "digits"])]
     table = against(small, "cross_entropy", ["dataset", "setting"])
     assert set(table["dataset"]) == {"iris", "wine", "breast_cancer", "digits"} and table["loss"].nunique() == 22
     significant = table[table["p_holm"] < 0.05]
     tuned = significant[significant["setting"].str.endswith("tuned")]
     assert len(tuned) and (tuned["difference"] < 0).all()
-    shared = significant[significant["setting"] == "sgd same"]
-    assert list(shared.loc[shared["difference"] > 0, "loss"]) == ["label_smoothing"]
-    assert (shared["difference"] < 0).sum() > 10
+    better = significant[significant["difference"] > 0]
+    assert set(zip(better["dataset"], better["loss"], strict=True)) == {("iris", "label_smoothing")}
+    assert set(better["setting"]) == {"sgd same", "sgd matched", "adam same"}
+    assert ((significant["setting"] == "sgd same") & (significant["difference"] < 0)).sum() > 10
+
+
+def test_verdict_the_win_on_iris_is_one_flower(study):
+    """Label smoothing at the same rate has at most one of the 50 test flowers more right, with SGD; yet p < 0.001."""
+    rows = study[(study["dataset"] == "iris") & (study["setting"] == "sgd same")]
+    flowers = 50 * gaps(rows, "label_smoothing", "cross_entropy")
+    assert flowers.round(3).value_counts().to_dict() == {1.0: 9, 0.0: 1}
+    table = against(rows, "cross_entropy", ["setting"]).set_index("loss")
+    assert table.loc["label_smoothing", "p_holm"] < 0.001
 
 
 @pytest.fixture(scope="module")
 def rooted():
-    return sweep.published("rooted_deep").rename(columns={"variant": "setting"})
+    """The multi-layer perceptron on MNIST."""
+    rows = sweep.published("rooted_deep").rename(columns={"variant": "setting"})
+    return rows[(rows["dataset"] == "mnist") & (rows["model"] == "mlp")]
 
 
 def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted):
@@ -178,6 +232,24 @@ def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted):
     ]
     assert len(there) == 10 and (there["status"] == "diverged").all()
     assert (rooted.loc[rooted["loss"] == "cross_entropy", "status"] == "done").all()
+
+
+def test_verdict_rooted_losses_are_not_faster(rooted):
+    """To one point below cross-entropy: tuned, the convex form is last; with Adam at one rate none is earlier."""
+
+    def epochs(setting):
+        """Mean over the seeds; a run that never arrives counts as one epoch more than it had."""
+        same = rooted[(rooted["setting"] == f"{setting.split()[0]} shared") & (rooted["loss"] == "cross_entropy")]
+        target = same["validation_accuracy"].mean() - 0.01
+        here = rooted[rooted["setting"] == setting]
+        curves = numpy.stack(here["validation_accuracy_curve"])
+        first = numpy.where((curves >= target).any(1), (curves >= target).argmax(1), curves.shape[1]) + 1
+        return pandas.Series(first, here["loss"]).groupby(level=0).mean()
+
+    adam, tuned = epochs("adam shared"), epochs("sgd tuned")
+    assert (adam >= adam["cross_entropy"]).all() and adam.max() <= 4.0
+    convex = ["rooted_logistic", "rooted_logistic(k=2)"]
+    assert tuned[convex].min() > 2 * tuned.drop(convex).max() and (tuned >= tuned["cross_entropy"]).all()
 
 
 def test_verdict_rooted_losses_gain_no_accuracy(rooted):
@@ -195,6 +267,21 @@ def test_verdict_the_factor_calibrates_the_convex_form(rooted):
     assert len(there) == 10
     assert (there["calibration_error_rescaled"] < 0.7 * there["calibration_error"]).all()
     assert (there["nll_rescaled"] < there["nll"]).all()
+
+
+def test_verdict_the_factor_of_the_bounded_form_helps_only_where_training_has_gone_far(rooted):
+    """Tuned; at the shared rate of SGD it makes the error worse. Focal loss is worst there, the convex form tuned."""
+    columns = ["calibration_error", "calibration_error_rescaled"]
+    error = 100 * rooted.groupby(["setting", "loss"])[columns].mean()
+    given, rescaled = (error[column] for column in columns)
+    assert rescaled["sgd tuned", "rooted_bounded"] < 0.5 < 1 < given["sgd tuned", "rooted_bounded"]
+    assert rescaled["sgd shared", "rooted_bounded"] > given["sgd shared", "rooted_bounded"] + 0.3
+    for setting, worst in (
+        ("sgd shared", "focal(gamma=2)"),
+        ("adam shared", "focal(gamma=2)"),
+        ("sgd tuned", "rooted_logistic(k=2)"),
+    ):
+        assert given[setting].idxmax() == worst
 
 
 def test_verdict_some_losses_do_poorly(study):
