@@ -122,6 +122,15 @@ def test_gradient_of_the_adversarial_loss(k):
     torch.testing.assert_close(margin_loss("rooted_logistic(k=1e9)")(u), margin_loss("logistic")(u))
 
 
+def test_verdict_the_losses_part_only_where_the_critic_wins_outright():
+    """At margin zero the rooted push is the logistic one times 2^{1/k}, a factor that Adam divides out; far off not."""
+    u = torch.tensor([-5.0, 0.0, 3.0], dtype=torch.float64, requires_grad=True)
+    (logistic,) = torch.autograd.grad(margin_loss("logistic")(u).sum(), u)
+    for k, far in ((2, 12.2), (20, 1.28)):
+        (ours,) = torch.autograd.grad(margin_loss(f"rooted_logistic(k={k})")(u).sum(), u)
+        assert (ours / logistic).tolist() == pytest.approx([far, 2 ** (1 / k), 1], rel=0.03)
+
+
 def test_the_power_as_written_overflows_where_ours_does_not():
     u = torch.tensor([-89.0, 1.0], requires_grad=True)
     written = (20 * (1 + torch.exp(-u)) ** (1 / 20)).sum()

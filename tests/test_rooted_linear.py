@@ -287,9 +287,10 @@ def test_verdict_same_direction_not_sooner(published):
 
 
 def test_verdict_convex_form_is_less_robust(published):
-    """Averaged over the data sets, under one small penalty: behind with outliers and turned labels, level when clean.
+    """Averaged over the data sets, under one small penalty: behind wherever labels are wrong, level when clean.
 
-    With the penalty tuned nothing is left of that. The bounded form is ahead with outliers under either.
+    Significant after Holm's correction at 30 % turned labels only, for k = 1 and 2; with the penalty tuned, nowhere.
+    The bounded form is ahead with outliers under either.
     """
     noise = published[published["question"] == "noise"]
     by = ["rule", "flips", "outliers"]
@@ -297,10 +298,14 @@ def test_verdict_convex_form_is_less_robust(published):
     table = results.paired_differences(overall, "logistic", by)
     high, low = table["difference"] + table["half_width"], table["difference"] - table["half_width"]
     ours, small = table["loss"].isin(CONVEX_ROOTED), table["rule"] == "matched"
-    outliers, turned = table["outliers"] > 0, table["flips"] == 0.1
-    assert (high[ours & small & outliers] < 0).all()
-    assert (high[ours & small & turned & (table["loss"] != "rooted_logistic(k=8)")] < 0).all()
+    outliers, noisy = table["outliers"] > 0, (table["outliers"] > 0) | (table["flips"] > 0)
+    assert (table.loc[ours & small & noisy, "difference"] < 0).all()
+    assert (high[ours & small & (table["flips"] == 0.1)] < 0).all()
+    assert (table.loc[ours & small & outliers, "difference"] < -0.019).all()
+    significant = table[ours & (table["p_holm"] < 0.05)]
+    assert set(significant["loss"]) == {"rooted_logistic(k=1)", "rooted_logistic(k=2)"}
+    assert (significant["rule"] == "matched").all() and (significant["flips"] == 0.3).all()
     clean = table[ours & (table["flips"] == 0) & ~outliers]
     assert (clean["difference"].abs() < clean["half_width"]).all()
-    assert not (table.loc[ours & ~small, "p_holm"] < 0.05).any()
-    assert (low[(table["loss"] == BOUNDED) & outliers] > 0).all()
+    bounded = (table["loss"] == BOUNDED) & outliers
+    assert (low[bounded] > 0).all() and (table.loc[bounded, "p_holm"] < 0.05).all()
