@@ -72,7 +72,7 @@ rule figures:
 rule derivation:
     input:
         notebook="notebooks/derivations/{name}.ipynb",
-        library=library("symbolic/**/*", "losses/**/*", "figures"),
+        library=library("symbolic/**/*", "losses/**/*", "figures", "results"),
     output:
         "build/notebooks/derivations/{name}.ipynb",
     log:

@@ -59,7 +59,7 @@ class Config:
     batch_size     examples a step; the last, smaller batch of an epoch is dropped
     train_size     training images used, 0 for all
     mode           "exact": float32; "fast": matrix products and convolutions in bfloat16 where the processor has
-                   instructions for it (`bfloat16_here`), losses and weights in float32
+                   instructions for it (`in_bfloat16`), losses and weights in float32
     validation_share  of the training images, held out
     views          of each test image in the final accuracy: 1; 2, with its mirror image; 6, also shifted by a pixel
     panel          also judge the trained network on the corrupted test sets of PANEL
@@ -245,7 +245,7 @@ def prepare(config: Config, device: torch.device) -> Split:
         )
 
     def images(part: str, kind: str = "none", level: float = 0.0, purpose: str = "") -> Tensor:
-        dtype = torch.bfloat16 if config.mode == "fast" and bfloat16_here(device) else torch.float32
+        dtype = torch.bfloat16 if in_bfloat16(config.mode, device) else torch.float32
         # without noise the images are the same for every seed
         seed = config.seed if kind != "none" else 0
         return _images(config.dataset, part, kind, level, seed, purpose, dtype, device)
@@ -337,12 +337,12 @@ def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, 
 
 def precision(mode: str, device: torch.device):
     """The arithmetic of a mode: autocast to bfloat16 for "fast" where there is hardware for it, nothing for "exact"."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mode == "fast" and bfloat16_here(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(mode, device))
 
 
-def bfloat16_here(device: torch.device) -> bool:
-    """Whether products in bfloat16 are fast on a device: a CPU without instructions for them is ten times slower."""
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def in_bfloat16(mode: str, device: torch.device) -> bool:
+    """Whether a mode multiplies in bfloat16 on a device: a CPU without instructions for it is ten times slower then."""
+    return mode == "fast" and (device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 from sympy import Rational, Symbol, log
 
-from lossbook import losses
+from lossbook import losses, results
 from lossbook.symbolic import loss_study as study
 
 epsilon = study.epsilon
@@ -284,7 +284,7 @@ def test_reversed_divergence_is_absolute_error_less_entropy(n):
 
 def test_chance_finds_a_winner_in_a_tenth_of_studies_and_holm_mends_it():
     """Eight losses and a baseline, all the same in law, five seeds each, as a study would test them; and 22 losses."""
-    eight, many = study.false_winners(8, 5), study.false_winners(22, 5)
+    eight, many = results.false_winners(8, 5), results.false_winners(22, 5)
     assert 0.09 < eight["Welch"] < 0.13 and 0.12 < eight["paired"] < 0.17
     assert 0.18 < many["Welch"] < many["paired"] < 1 - 0.975**22
     for shares in (eight, many):
@@ -293,7 +293,7 @@ def test_chance_finds_a_winner_in_a_tenth_of_studies_and_holm_mends_it():
 
 def test_holm_equals_statsmodels():
     p = np.random.default_rng(7).random((20, 9)) ** 3
-    for row, adjusted in zip(p, study.holm(p).clip(max=1), strict=True):
+    for row, adjusted in zip(p, results.holm(p).clip(max=1), strict=True):
         np.testing.assert_allclose(adjusted, multipletests(row, 0.05, "holm")[1], rtol=1e-12)
 
 

@@ -2,16 +2,14 @@
 
 Probabilities are written p_k = w_k / Σ_j w_j with weights w_k = e^{z_k} > 0. So SymPy knows their sum and their signs:
 maxima and absolute values of probabilities resolve by themselves, and a derivative in z_k is w_k ∂/∂w_k. Means over
-the classes are taken where Keras takes them. Everything is exact but the simulation of studies at the end.
+the classes are taken where Keras takes them. Everything is exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy
 import sympy
-from scipy import stats
 from sympy import Abs, Expr, Integer, Integral, Max, Symbol, cosh, erf, exp, expand_log, log, oo, pi, sqrt
 
 epsilon = Symbol("epsilon", positive=True)  # a clip or an offset, 1e-7 in Keras
@@ -137,31 +135,3 @@ def expected_maximum(n: int) -> Expr:
     x = Symbol("x", real=True)
     density, distribution = exp(-(x**2) / 2) / sqrt(2 * pi), (1 + erf(x / sqrt(2))) / 2
     return Integral(n * x * density * distribution ** (n - 1), (x, -oo, oo))
-
-
-def false_winners(others: int, seeds: int, studies: int = 10_000) -> dict[str, float]:
-    """Share of simulated studies of nothing in which some loss is "significantly better" than the baseline, by test.
-
-    A study has a baseline and so many other losses, all the same in law (normal), and so many runs of each. Welch's
-    test takes them as independent, the paired one takes differences; each at 5 %, without a correction and with Holm's.
-    """
-    runs = numpy.random.default_rng(0).standard_normal((studies, others + 1, seeds))
-    baseline, rest = numpy.broadcast_arrays(runs[:, :1], runs[:, 1:])
-    better, shares = rest.mean(-1) > baseline.mean(-1), {}
-    for name, p in (
-        ("Welch", stats.ttest_ind(rest, baseline, axis=-1, equal_var=False).pvalue),
-        ("paired", stats.ttest_rel(rest, baseline, axis=-1).pvalue),
-    ):
-        for test, value in ((name, p), (f"{name}, Holm", holm(p))):
-            shares[test] = float(((value < 0.05) & better).any(-1).mean())
-    return shares
-
-
-def holm(p: numpy.ndarray) -> numpy.ndarray:
-    """Holm's step-down correction of p values (studies, comparisons) along the last axis."""
-    order = p.argsort(-1)
-    steps = numpy.arange(p.shape[-1], 0, -1)
-    stepped = numpy.maximum.accumulate(numpy.take_along_axis(p, order, -1) * steps, -1)
-    adjusted = numpy.empty_like(p)
-    numpy.put_along_axis(adjusted, order, stepped, -1)
-    return adjusted
