@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy
 import pandas
+import pyarrow
+from pyarrow.parquet import ParquetFile
 from scipy import stats
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -48,16 +50,19 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
 
     A row file that cannot be read is refused by name; delete it and run the sweep again.
     """
-    frames = []
+    tables = []
     for path in sorted((Path(folder or RUNS) / experiment).glob("*.parquet")):
         try:
-            frames.append(pandas.read_parquet(path))
+            tables.append(ParquetFile(path).read())
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and run the sweep again") from error
-    committed = published(experiment)
-    if (with_published and len(committed)) or not frames:
-        frames.append(committed)  # an empty table has no types, and would turn whole numbers into floats
-    rows = pandas.concat(frames, ignore_index=True)
+    committed = PUBLISHED / f"{experiment}.parquet"
+    if with_published and committed.is_file():
+        tables.append(ParquetFile(committed).read())
+    if not tables:
+        return published(experiment)
+    # joined before they become a frame: a frame a file would take most of the time
+    rows = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
     return rows.drop_duplicates("hash", keep="first").reset_index(drop=True)
 
 

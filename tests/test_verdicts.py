@@ -220,57 +220,101 @@ def test_verdict_the_win_on_iris_is_one_flower(study):
 
 
 @pytest.fixture(scope="module")
-def rooted():
-    """The multi-layer perceptron on MNIST."""
-    rows = sweep.published("rooted_deep").rename(columns={"variant": "setting"})
-    return rows[(rows["dataset"] == "mnist") & (rows["model"] == "mlp")]
+def deep():
+    return sweep.published("rooted_deep").rename(columns={"variant": "setting"})
 
 
+@pytest.fixture
+def rooted(deep, request):
+    """The multi-layer perceptron, on MNIST where no other set is asked for."""
+    return deep[(deep["dataset"] == getattr(request, "param", "mnist")) & (deep["model"] == "mlp")]
+
+
+def epochs_to_target(rows, setting):
+    """Mean over the seeds, to a point below cross-entropy; a run that never arrives counts as one epoch more."""
+    same = rows[(rows["setting"] == setting.replace("tuned", "shared")) & (rows["loss"] == "cross_entropy")]
+    target = same["validation_accuracy"].mean() - 0.01
+    here = rows[rows["setting"] == setting]
+    curves = numpy.stack(here["validation_accuracy_curve"])
+    first = numpy.where((curves >= target).any(1), (curves >= target).argmax(1), curves.shape[1]) + 1
+    return pandas.Series(first, here["loss"]).groupby(level=0).mean()
+
+
+@pytest.mark.parametrize("rooted", SETS, indirect=True)
 def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted):
-    there = rooted[
-        (rooted["setting"] == "sgd shared") & rooted["loss"].isin(["rooted_logistic", "rooted_logistic(k=2)"])
-    ]
-    assert len(there) == 10 and (there["status"] == "diverged").all()
-    assert (rooted.loc[rooted["loss"] == "cross_entropy", "status"] == "done").all()
+    there = rooted[rooted["setting"] == "sgd shared"]
+    convex = there["loss"].isin(["rooted_logistic", "rooted_logistic(k=2)"])
+    assert convex.sum() >= 5 and (there.loc[convex, "status"] == "diverged").all()
+    assert (there.loc[~convex, "status"] == "done").all()
+    rates = rooted[rooted["setting"] == "sgd tuned"].groupby("loss")["learning_rate"].first()
+    assert rates["rooted_logistic"] == rates["cross_entropy"] / 10
 
 
+@pytest.mark.parametrize("rooted", SETS, indirect=True)
 def test_verdict_rooted_losses_are_not_faster(rooted):
-    """To one point below cross-entropy: tuned, the convex form is last; with Adam at one rate none is earlier."""
-
-    def epochs(setting):
-        """Mean over the seeds; a run that never arrives counts as one epoch more than it had."""
-        same = rooted[(rooted["setting"] == f"{setting.split()[0]} shared") & (rooted["loss"] == "cross_entropy")]
-        target = same["validation_accuracy"].mean() - 0.01
-        here = rooted[rooted["setting"] == setting]
-        curves = numpy.stack(here["validation_accuracy_curve"])
-        first = numpy.where((curves >= target).any(1), (curves >= target).argmax(1), curves.shape[1]) + 1
-        return pandas.Series(first, here["loss"]).groupby(level=0).mean()
-
-    adam, tuned = epochs("adam shared"), epochs("sgd tuned")
-    assert (adam >= adam["cross_entropy"]).all() and adam.max() <= 4.0
-    convex = ["rooted_logistic", "rooted_logistic(k=2)"]
-    assert tuned[convex].min() > 2 * tuned.drop(convex).max() and (tuned >= tuned["cross_entropy"]).all()
+    """Tuned with SGD, the convex form is last by far; nowhere is a form earlier by more than a fraction of an epoch."""
+    tuned = epochs_to_target(rooted, "sgd tuned")
+    convex = tuned.index.str.startswith("rooted_logistic")
+    assert tuned[convex].min() > 1.4 * tuned[~convex].max() and tuned[~convex].min() >= tuned["cross_entropy"] - 0.3
+    for setting in ("adam shared", "adam tuned"):
+        adam = epochs_to_target(rooted, setting)
+        assert (adam >= adam["cross_entropy"] - 0.3).all() and adam.max() < 6
 
 
+@pytest.mark.parametrize("rooted", SETS, indirect=True)
 def test_verdict_rooted_losses_gain_no_accuracy(rooted):
     """Tuned, the convex form trails cross-entropy under SGD, the bounded form is near; under Adam all are close."""
     tuned = against(rooted[rooted["setting"] == "sgd tuned"], "cross_entropy", ["setting"]).set_index("loss")
-    convex = tuned.loc[["rooted_logistic", "rooted_logistic(k=2)"]]
+    convex = tuned[tuned.index.str.startswith("rooted_logistic")]
     assert (convex["difference"] + convex["half_width"] < -1).all() and (convex["n"] == 5).all()
     assert -0.5 < tuned.loc["rooted_bounded", "difference"] < 0.1
-    adam = against(rooted[rooted["setting"] == "adam shared"], "cross_entropy", ["setting"])
-    assert (adam["difference"] < 0.1).all() and (adam["difference"] > -1).all()
+    adam = against(rooted[rooted["setting"].isin(["adam shared", "adam tuned"])], "cross_entropy", ["setting"])
+    forms = adam[adam["loss"].str.startswith("rooted")]
+    assert set(forms["setting"]) == {"adam shared", "adam tuned"}
+    assert not ((forms["difference"] > 0) & (forms["p_holm"] < 0.05)).any() and (forms["difference"] > -1).all()
 
 
-def test_verdict_the_factor_calibrates_the_convex_form(rooted):
-    there = rooted[(rooted["loss"] == "rooted_logistic") & rooted["setting"].isin(["adam shared", "sgd tuned"])]
-    assert len(there) == 10
-    assert (there["calibration_error_rescaled"] < 0.7 * there["calibration_error"]).all()
-    assert (there["nll_rescaled"] < there["nll"]).all()
+def few(deep):
+    """Six thousand images, Adam at the shared rate: a small convolutional network on three sets, and a transformer."""
+    rows = deep[deep["setting"] == "adam few images"]
+    counts = rows.groupby(["dataset", "model", "loss"])["seed"].nunique()
+    assert len(counts) == 16 and (counts == 5).all() and (rows["train_size"] == 6000).all()
+    return rows
 
 
-def test_verdict_the_factor_of_the_bounded_form_helps_only_where_training_has_gone_far(rooted):
-    """Tuned; at the shared rate of SGD it makes the error worse. Focal loss is worst there, the convex form tuned."""
+def test_verdict_a_small_network_gains_nothing_by_rooting(deep):
+    """The convex form is 0.3 to 0.5 points behind on each set, significantly; the bounded one is level."""
+    rows = few(deep)
+    table = against(rows[rows["model"] == "cnn_small"], "cross_entropy", ["dataset"]).set_index("loss")
+    convex, bounded = table.loc["rooted_logistic"], table.loc["rooted_bounded"]
+    assert len(convex) == 3 and convex["difference"].between(-0.6, -0.2).all() and (convex["p_holm"] < 0.05).all()
+    assert len(bounded) == 3 and bounded["difference"].between(-0.3, 0.3).all() and (bounded["p_holm"] > 0.05).all()
+
+
+def test_verdict_a_transformer_gains_nothing_by_rooting(deep):
+    """Neither in accuracy nor in epochs to the target; but it has hardly begun to learn."""
+    rows = few(deep)
+    rows = rows[rows["model"] == "vit"]
+    table = against(rows, "cross_entropy", ["dataset"])
+    assert (table["p_holm"] > 0.05).all() and table["difference"].between(-1.5, 0.5).all()
+    epochs = epochs_to_target(rows, "adam few images")
+    assert epochs[["rooted_logistic", "rooted_bounded"]].min() >= epochs["cross_entropy"] - 0.5
+    assert rows["test_accuracy"].mean() < 0.7
+
+
+def test_verdict_the_factor_calibrates_the_convex_form(deep):
+    """In each network, data set and setting in which it trains, but at the tuned rate of Adam, where all overfit."""
+    there = deep[deep["loss"].str.startswith("rooted_logistic") & (deep["status"] == "done")]
+    columns = ["calibration_error", "calibration_error_rescaled", "nll", "nll_rescaled"]
+    error = there.groupby(["setting", "dataset", "model", "loss"])[columns].mean()
+    overfitted, others = error.loc["adam tuned"], error.drop("adam tuned")
+    assert len(others) == 10 and (others["calibration_error_rescaled"] < 0.7 * others["calibration_error"]).all()
+    assert (others["nll_rescaled"] < others["nll"]).all()
+    assert len(overfitted) == 2 and (overfitted["calibration_error_rescaled"] > overfitted["calibration_error"]).all()
+
+
+def test_verdict_the_factor_of_the_bounded_form_helps_only_where_training_has_gone_far(deep, rooted):
+    """Tuned; where the loss is still high it adds to the error. Focal loss is worst there, the convex form tuned."""
     columns = ["calibration_error", "calibration_error_rescaled"]
     error = 100 * rooted.groupby(["setting", "loss"])[columns].mean()
     given, rescaled = (error[column] for column in columns)
@@ -282,6 +326,26 @@ def test_verdict_the_factor_of_the_bounded_form_helps_only_where_training_has_go
         ("sgd tuned", "rooted_logistic(k=2)"),
     ):
         assert given[setting].idxmax() == worst
+    elsewhere = few(deep)
+    elsewhere = elsewhere[(elsewhere["dataset"] == "mnist") & (elsewhere["loss"] == "rooted_bounded")]
+    given, rescaled = (100 * elsewhere.groupby("model")[column].mean() for column in columns)
+    assert (rescaled > given + 3).all()
+    fashion = deep[(deep["dataset"] == "fashion_mnist") & (deep["model"] == "mlp") & (deep["loss"] == "rooted_bounded")]
+    given, rescaled = (100 * fashion.groupby("setting")[column].mean() for column in columns)
+    assert (rescaled < 1.5).all() and (given > 4).all()
+
+
+def test_verdict_fine_tuning_a_generator_shows_no_gain():
+    """MNIST to Fashion-MNIST: no k is better in the mean or significantly different, nor in the curve on the way."""
+    rows = sweep.published("rooted_gan")
+    assert (rows["status"] == "done").all() and (rows["gamma"] == 1).all() and len(rows) == 20
+    at_end = results.paired_differences(rows, "logistic", ["dataset"], "fid")
+    assert (at_end["difference"] > 0).all() and (at_end["p_holm"] > 0.5).all() and (at_end["n"] == 5).all()
+    assert at_end["half_width"].between(15, 21).all()
+    on_the_way = rows.assign(mean_fid=[curve[1:-1].mean() for curve in rows["fid_curve"]])
+    assert (results.paired_differences(on_the_way, "logistic", ["dataset"], "mean_fid")["p_holm"] > 0.05).all()
+    logistic = rows[rows["loss"] == "logistic"]
+    assert logistic["fid"].mean() < 0.3 * logistic["fid_before"].mean() and rows["lowest_margin"].min() > -10
 
 
 def test_verdict_some_losses_do_poorly(study):

@@ -163,7 +163,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     if profile == "smoke":
         shares, seeds, rates, recipe = (0.0, 0.3), range(2), (1e-3,), dict(epochs=2, views=1)
     elif profile == "quick":
-        shares, seeds, rates, recipe = shares[::2], range(3), rates[2:], dict(epochs=5, views=1, batch_size=64)
+        shares, seeds, rates, recipe = (0.0, 0.4), range(3), rates[2:], dict(epochs=5, views=1, batch_size=64)
     else:
         recipe = dict(epochs=10, views=2, batch_size=256)
     common = dict(dataset=dataset, model=model, learning_rate=rates[0], **recipe)

@@ -372,9 +372,9 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
         settings = dict(pretraining_steps=16, steps=8, pieces=2, samples=100)
     elif profile == "quick":
         compared = LOSSES[:2]
-        settings = dict(pretraining_steps=120, steps=45, pieces=3, samples=500)
+        settings = dict(pretraining_steps=100, steps=36, pieces=3, samples=500)
     elif model == "style_small":
-        penalties, settings = (1.0,), dict(pretraining_steps=2000, steps=320, pieces=4)
+        penalties, seeds, settings = (1.0,), range(5), dict(pretraining_steps=2000, steps=320, pieces=4)
     else:
         rates = (1e-3, 3e-3, 9e-3)
         settings = dict(pretraining_steps=10000, steps=3000, batch_size=64, samples=10000, pieces=10)
