@@ -151,7 +151,7 @@ def controls(rows):
 def test_negative_controls_of_the_loss_study(study):
     """The divergence is cross-entropy in every run; losses that differ by a factor agree wherever their rates do.
 
-    The absolute error at the matched rate of SGD is the exception, where it hardly trains and rounding is amplified:
+    The absolute error is the exception where it hardly trains, at a rate that is not tuned, and rounding is amplified:
     there the difference must be within its interval and below 25 points, and must be gone at the tuned rates.
     """
     same = gaps(study, "kl_divergence", "cross_entropy")
@@ -160,7 +160,7 @@ def test_negative_controls_of_the_loss_study(study):
     assert set(table["setting"]) == {"sgd matched", "sgd tuned", "adam same", "adam tuned"}
     table = table[table["alike"]]
     apart = table[table["difference"].abs() >= 0.45]
-    assert ((apart["first"] == "mae") & (apart["setting"] == "sgd matched")).all(), apart
+    assert ((apart["first"] == "mae") & apart["setting"].isin(["sgd matched", "adam same"])).all(), apart
     assert (apart["difference"].abs() < apart["half_width"].clip(upper=25)).all(), apart
     calm = table[(table["setting"] == "sgd tuned") & (table["first"] == "mae")]
     calm = calm.merge(apart[["dataset", "model"]])
@@ -186,9 +186,10 @@ def test_verdict_tuning_on_one_seed_fails_the_control(study):
     assert right["brier"] - right["huber"] == pytest.approx(1, abs=1e-3)  # a single validation image
 
 
-def test_verdict_a_significant_difference_that_is_a_learning_rate(study):
+@pytest.mark.parametrize("name", SETS)
+def test_verdict_a_significant_difference_that_is_a_learning_rate(study, name):
     """Averaged over classes, the divergence trails cross-entropy at one rate, and equals it at the matched one."""
-    rows = study[(study["dataset"] == "mnist") & study["setting"].isin(["sgd same", "sgd matched"])]
+    rows = study[(study["dataset"] == name) & study["setting"].isin(["sgd same", "sgd matched"])]
     table = against(rows, "cross_entropy", ["setting"]).set_index(["setting", "loss"])
     mean = "kl_divergence(class_reduction='mean')"
     one, two = table.loc[("sgd same", mean)], table.loc[("sgd matched", mean)]
@@ -348,20 +349,27 @@ def test_verdict_fine_tuning_a_generator_shows_no_gain():
     assert logistic["fid"].mean() < 0.3 * logistic["fid_before"].mean() and rows["lowest_margin"].min() > -10
 
 
-def test_verdict_some_losses_do_poorly(study):
+@pytest.mark.parametrize("name", SETS)
+def test_verdict_some_losses_do_poorly(study, name):
     """At one rate; the matched rate mends Huber and leaves the losses of the absolute error behind."""
-    rows = study[study["dataset"] == "mnist"].groupby(["setting", "loss"])["test_accuracy"].mean()
+    rows = study[study["dataset"] == name].groupby(["setting", "loss"])["test_accuracy"].mean()
     same, matched = rows["sgd same"], rows["sgd matched"]
-    assert same["hinge"] < 0.35 and same["huber"] < 0.5 < 0.96 < same["cross_entropy"]
+    assert max(same["hinge"], same["huber"]) < 0.5 < 0.86 < same["cross_entropy"]
     assert matched["huber"] > matched["cross_entropy"] and max(matched["hinge"], matched["mae"]) < 0.8
+    adam = against(study[(study["dataset"] == name) & (study["setting"] == "adam same")], "cross_entropy", ["setting"])
+    assert (adam.set_index("loss").loc[["hinge", "mae"], "difference"] < -5).all()
 
 
-def test_verdict_the_order_of_losses_follows_the_protocol(study):
-    """Brier is behind cross-entropy at the same rate, and ahead at the matched one; both beyond their intervals."""
-    rows = study[(study["dataset"] == "mnist") & study["setting"].isin(["sgd same", "sgd matched"])]
+@pytest.mark.parametrize("name", SETS)
+def test_verdict_the_order_of_losses_follows_the_protocol(study, name):
+    """Brier is behind at the same rate, ahead at the matched one, beyond the intervals; tuned it is level or behind."""
+    rows = study[study["dataset"] == name]
     table = against(rows, "cross_entropy", ["setting"]).set_index(["setting", "loss"])
-    same, matched = table.loc[("sgd same", "brier")], table.loc[("sgd matched", "brier")]
+    same, matched, tuned = (table.loc[(f"sgd {which}", "brier")] for which in ("same", "matched", "tuned"))
     assert same["difference"] + same["half_width"] < -1.5 and matched["difference"] - matched["half_width"] > 0
+    assert -0.4 < tuned["difference"] < 0 and tuned["p_holm"] > 0.05
+    at_best = table[table.index.get_level_values("setting").str.endswith("tuned")]
+    assert not ((at_best["difference"] > 0) & (at_best["p_holm"] < 0.05)).any() and at_best["difference"].max() < 0.1
 
 
 @pytest.fixture(scope="module")
