@@ -74,6 +74,22 @@ def test_verdict_order_of_the_classes_is_irrelevant(labels):
     assert not (results.holm(table["p"]) < 0.05).any()
 
 
+def test_verdict_the_order_helps_where_the_noise_follows_it(labels):
+    """Ring noise: orders one and two beat Brier and cross-entropy, shuffled classes lose; yet others do better."""
+    rows = labels[(labels["setting"] == "ring 40 %") & (labels["dataset"] == "mnist")]
+    for baseline in ("brier", "cross_entropy"):
+        table = against(rows, baseline).set_index("loss")
+        ours = table.loc[[ORDERED, "fourier(s=2)"]]
+        assert (ours["n"] == 5).all() and (ours["p_holm"] < 0.05).all()
+        assert (ours["difference"] - ours["half_width"] > 1.5).all()
+        assert table.loc[SHUFFLED, "difference"] + table.loc[SHUFFLED, "half_width"] < 0
+    order = against(rows, SHUFFLED).set_index("loss").loc[ORDERED]
+    assert order["difference"] - order["half_width"] > 3.5
+    means = rows.groupby("loss")["test_accuracy"].mean()
+    assert min(means["sce"], means["nce_rce"]) > means["fourier(s=2)"]
+    assert min(means["rps"], means["label_smoothing"]) > means[ORDERED]
+
+
 def test_verdict_a_foreign_order_costs_on_cifar10(labels):
     """Shuffled classes do better than the order of the file, and Brier better than either."""
     rows = labels[(labels["dataset"] == "cifar10") & (labels["model"] == "cnn_small")]
