@@ -204,8 +204,8 @@ def rooted_deep(profile: str, dataset: str, model: str) -> dict[str, Grid]:
         rates = tuple(float(f"{rate * factor:.4g}") for factor in factors)
         grids[f"{optimiser} shared"] = grid
         grids[f"{optimiser} tuned"] = replace(grid, learning_rates=rates)
-    few = recipe if profile != "paper" else few_images
-    grids["adam few images"] = Grid(few_names, clean, seeds, epochs, (1e-3,), recipe=few | dict(optimiser="adam"))
+    few = recipe if dataset == "digits" else few_images  # the digits are few themselves
+    grids["adam few images"] = replace(grids["adam shared"], losses=few_names, recipe=few | dict(optimiser="adam"))
     return grids
 
 

@@ -176,7 +176,8 @@ def test_negative_controls_of_the_loss_study(study):
     assert set(table["setting"]) == {"sgd matched", "sgd tuned", "adam same", "adam tuned"}
     table = table[table["alike"]]
     apart = table[table["difference"].abs() >= 0.45]
-    assert ((apart["first"] == "mae") & apart["setting"].isin(["sgd matched", "adam same"])).all(), apart
+    on_fashion = (apart["setting"] == "adam same") & (apart["dataset"] == "fashion_mnist")
+    assert ((apart["first"] == "mae") & ((apart["setting"] == "sgd matched") | on_fashion)).all(), apart
     assert (apart["difference"].abs() < apart["half_width"].clip(upper=25)).all(), apart
     calm = table[(table["setting"] == "sgd tuned") & (table["first"] == "mae")]
     calm = calm.merge(apart[["dataset", "model"]])
@@ -257,25 +258,27 @@ def epochs_to_target(rows, setting):
     return pandas.Series(first, here["loss"]).groupby(level=0).mean()
 
 
-@pytest.mark.parametrize("rooted", SETS, indirect=True)
-def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted):
+@pytest.mark.parametrize(("rooted", "runs"), [("mnist", 10), ("fashion_mnist", 5)], indirect=["rooted"])
+def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted, runs):
     there = rooted[rooted["setting"] == "sgd shared"]
     convex = there["loss"].isin(["rooted_logistic", "rooted_logistic(k=2)"])
-    assert convex.sum() >= 5 and (there.loc[convex, "status"] == "diverged").all()
+    assert convex.sum() == runs and (there.loc[convex, "status"] == "diverged").all()
     assert (there.loc[~convex, "status"] == "done").all()
     rates = rooted[rooted["setting"] == "sgd tuned"].groupby("loss")["learning_rate"].first()
     assert rates["rooted_logistic"] == rates["cross_entropy"] / 10
 
 
-@pytest.mark.parametrize("rooted", SETS, indirect=True)
-def test_verdict_rooted_losses_are_not_faster(rooted):
+@pytest.mark.parametrize(
+    ("rooted", "factor", "ahead", "latest"), [("mnist", 2, 0, 4), ("fashion_mnist", 1.4, 0.3, 6)], indirect=["rooted"]
+)
+def test_verdict_rooted_losses_are_not_faster(rooted, factor, ahead, latest):
     """Tuned with SGD, the convex form is last by far; nowhere is a form earlier by more than a fraction of an epoch."""
     tuned = epochs_to_target(rooted, "sgd tuned")
     convex = tuned.index.str.startswith("rooted_logistic")
-    assert tuned[convex].min() > 1.4 * tuned[~convex].max() and tuned[~convex].min() >= tuned["cross_entropy"] - 0.3
+    assert tuned[convex].min() > factor * tuned[~convex].max() and (tuned >= tuned["cross_entropy"] - ahead).all()
     for setting in ("adam shared", "adam tuned"):
         adam = epochs_to_target(rooted, setting)
-        assert (adam >= adam["cross_entropy"] - 0.3).all() and adam.max() < 6
+        assert (adam >= adam["cross_entropy"] - ahead).all() and adam.max() <= latest
 
 
 @pytest.mark.parametrize("rooted", SETS, indirect=True)
@@ -286,9 +289,8 @@ def test_verdict_rooted_losses_gain_no_accuracy(rooted):
     assert (convex["difference"] + convex["half_width"] < -1).all() and (convex["n"] == 5).all()
     assert -0.5 < tuned.loc["rooted_bounded", "difference"] < 0.1
     adam = against(rooted[rooted["setting"].isin(["adam shared", "adam tuned"])], "cross_entropy", ["setting"])
-    forms = adam[adam["loss"].str.startswith("rooted")]
-    assert set(forms["setting"]) == {"adam shared", "adam tuned"}
-    assert not ((forms["difference"] > 0) & (forms["p_holm"] < 0.05)).any() and (forms["difference"] > -1).all()
+    assert set(adam["setting"]) == {"adam shared", "adam tuned"}
+    assert (adam["difference"] < 0.1).all() and (adam["difference"] > -1).all()
 
 
 def few(deep):
@@ -322,6 +324,10 @@ def test_verdict_a_transformer_gains_nothing_by_rooting(deep):
 def test_verdict_the_factor_calibrates_the_convex_form(deep):
     """In each network, data set and setting in which it trains, but at the tuned rate of Adam, where all overfit."""
     there = deep[deep["loss"].str.startswith("rooted_logistic") & (deep["status"] == "done")]
+    runs = there[(there["dataset"] == "mnist") & (there["model"] == "mlp") & (there["loss"] == "rooted_logistic")]
+    runs = runs[runs["setting"].isin(["adam shared", "sgd tuned"])]
+    assert len(runs) == 10 and (runs["calibration_error_rescaled"] < 0.7 * runs["calibration_error"]).all()
+    assert (runs["nll_rescaled"] < runs["nll"]).all()
     columns = ["calibration_error", "calibration_error_rescaled", "nll", "nll_rescaled"]
     error = there.groupby(["setting", "dataset", "model", "loss"])[columns].mean()
     overfitted, others = error.loc["adam tuned"], error.drop("adam tuned")
@@ -365,12 +371,12 @@ def test_verdict_fine_tuning_a_generator_shows_no_gain():
     assert logistic["fid"].mean() < 0.3 * logistic["fid_before"].mean() and rows["lowest_margin"].min() > -10
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_verdict_some_losses_do_poorly(study, name):
+@pytest.mark.parametrize(("name", "hinge", "usual"), [("mnist", 0.35, 0.96), ("fashion_mnist", 0.5, 0.86)])
+def test_verdict_some_losses_do_poorly(study, name, hinge, usual):
     """At one rate; the matched rate mends Huber and leaves the losses of the absolute error behind."""
     rows = study[study["dataset"] == name].groupby(["setting", "loss"])["test_accuracy"].mean()
     same, matched = rows["sgd same"], rows["sgd matched"]
-    assert max(same["hinge"], same["huber"]) < 0.5 < 0.86 < same["cross_entropy"]
+    assert same["hinge"] < hinge and same["huber"] < 0.5 < usual < same["cross_entropy"]
     assert matched["huber"] > matched["cross_entropy"] and max(matched["hinge"], matched["mae"]) < 0.8
     adam = against(study[(study["dataset"] == name) & (study["setting"] == "adam same")], "cross_entropy", ["setting"])
     assert (adam.set_index("loss").loc[["hinge", "mae"], "difference"] < -5).all()
