@@ -1,0 +1,131 @@
+"""Jupyter kernels that start with their imports behind them.
+
+    python -m lossbook.warm COMMAND ...
+
+imports what nearly every notebook imports, once, and runs the command; each kernel that papermill or nbval starts
+within it is a fork of this process. The imports take longer than most derivations. Linux only, since elsewhere a fork
+after these imports is not safe; there, and without this module, kernels start as they always do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from jupyter_client.provisioning import LocalProvisioner
+
+SOCKET = "LOSSBOOK_WARM_SOCKET"
+LAUNCHER = ["-m", "ipykernel_launcher"]
+# Neither pyplot nor seaborn, which imports it: the kernel has its say about the back end first.
+PRELOAD = ("ipykernel.kernelapp", "matplotlib.figure", "pandas", "scipy.stats", "sympy", "torch", "torch._dynamo")
+
+
+class _Process:
+    """What jupyter_client asks of a process, for one that is no child of the asking process."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int):
+        self.pid = pid
+
+    def poll(self) -> int | None:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return 0
+        return None
+
+    wait = poll
+
+    def send_signal(self, number: int):
+        os.kill(self.pid, number)
+
+
+class WarmKernel(LocalProvisioner):
+    """Starts kernels as forks of the process that serves `LOSSBOOK_WARM_SOCKET`, others as LocalProvisioner does."""
+
+    async def launch_kernel(self, cmd: list[str], **options) -> dict:
+        """Start the kernel with this command line, in `options["cwd"]` with `options["env"]`."""
+        if SOCKET not in os.environ or cmd[1:3] != LAUNCHER:
+            return await super().launch_kernel(cmd, **options)
+        request = {"arguments": cmd[3:], "cwd": options.get("cwd") or os.getcwd(), "env": options["env"]}
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(os.environ[SOCKET])
+            socket.send_fds(connection, [b"\0"], [1, 2])
+            connection.sendall(json.dumps(request).encode())
+            connection.shutdown(socket.SHUT_WR)
+            self.pid = self.pgid = int(connection.makefile().read())
+        self.process = _Process(self.pid)
+        return self.connection_info
+
+
+def _kernel(arguments: list[str], cwd: str, env: dict[str, str], output: list[int]):
+    """Be a kernel: what Popen and `python -m ipykernel_launcher` would have done."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, descriptor in enumerate(output, start=1):
+        os.dup2(descriptor, number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path.pop(0)  # the folder that -m put there
+    # A kernel ends when the process is gone that started it, which is this one's parent.
+    sys.argv = ["ipykernel_launcher", *arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]
+    importlib.import_module("ipykernel.kernelapp").launch_new_instance()
+
+
+def serve(command: list[str]) -> int:
+    """Run the command with kernels that are forks of this process; return its exit status."""
+    for module in PRELOAD:
+        importlib.import_module(module)
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
+        path = str(Path(folder, "kernels"))
+        server.bind(path)
+        server.listen()
+        server.settimeout(0.1)
+        kernels = set()
+        environment = os.environ | {SOCKET: path, "JUPYTER_DEFAULT_PROVISIONER_NAME": "lossbook-warm"}
+        process = subprocess.Popen(command, env=environment)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command has it too, and says what becomes of its kernels
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        while process.poll() is None:
+            kernels = {pid for pid in kernels if not os.waitpid(pid, os.WNOHANG)[0]}
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                continue
+            with connection:
+                connection.settimeout(None)
+                _, output, _, _ = socket.recv_fds(connection, 1, 2)
+                request = json.load(connection.makefile())
+                if not (pid := os.fork()):
+                    server.close()
+                    connection.close()
+                    try:
+                        _kernel(**request, output=output)
+                    except BaseException:
+                        traceback.print_exc()
+                    finally:  # nothing of what this process would clean up on leaving is the kernel's
+                        os._exit(0)
+                for descriptor in output:
+                    os.close(descriptor)
+                kernels.add(pid)
+                connection.sendall(str(pid).encode())
+        for pid in kernels:
+            os.kill(pid, signal.SIGKILL)
+        return process.returncode
+
+
+if __name__ == "__main__":
+    if sys.platform != "linux":
+        os.execvp(sys.argv[1], sys.argv[1:])
+    sys.exit(serve(sys.argv[1:]))
