@@ -4,15 +4,15 @@ PYTHON ?= python3
 CORES  ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 BIN       := .venv/bin
-# What runs side by side, one a core, has no threads of its own: they would only get in the way of the others. Kernels
-# that start within the command after WARM have their imports behind them.
-PYTEST    := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
+# Tests run side by side, one a core: a process with threads of its own would only get in the way of the others.
+PYTEST    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+             $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
+# Kernels that start within the command after it have their imports behind them.
+WARM      := $(BIN)/python -m lossbook.warm
 # Snakemake keeps going past a notebook that fails, and takes up again what a kill has left; --nolock because a killed
 # run leaves its lock behind. Its own talk is left out, its errors and the line of each notebook are not.
 SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES) --scheduler greedy --keep-going --rerun-incomplete --nolock \
              --quiet rules progress host reason
-ONE       := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-WARM      := $(ONE) $(BIN)/python -m lossbook.warm
 QUIETLY   := 2>&1 | \
              { grep --line-buffered -vE '^(Assuming|Building|Using|Select|Execute|Complete|Elapsed|Nothing) ' || true; }
 
@@ -37,8 +37,8 @@ reproduce: .venv/.installed  ## run every notebook at the quick profile, redraw 
 test: .venv/.installed  ## lint, tests, and the derivations compared with their committed outputs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(ONE) $(PYTEST) tests
-	$(WARM) $(PYTEST) -p no:cacheprovider -W default --nbval --nbval-current-env --nbval-cell-timeout 300 \
+	$(PYTEST) tests
+	$(WARM) env $(PYTEST) -p no:cacheprovider -W default --nbval --nbval-current-env --nbval-cell-timeout 300 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/derivations
 
 lab: .venv/.installed  ## open JupyterLab on the first notebook

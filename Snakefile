@@ -2,6 +2,7 @@
 
     snakemake --cores 2 --config profile=quick            every notebook
     snakemake --cores 2 --config profile=quick -- figures    the figures alone, from the committed tables
+    snakemake --cores 2 --config profile=quick -- derivations    the derivations alone
 
 A job runs again when its notebook, the part of the library it uses, or the profile has changed. The rows of single
 runs (data/runs/) are no outputs here: the library keeps them, and a rerun skips those that are there.
@@ -60,6 +61,11 @@ rule all:
         results("experiments/*"),
         results("figures/*"),
         results("00_start_here"),
+
+
+rule derivations:
+    input:
+        results("derivations/*"),
 
 
 rule figures:

@@ -24,8 +24,18 @@ from jupyter_client.provisioning import LocalProvisioner
 
 SOCKET = "LOSSBOOK_WARM_SOCKET"
 LAUNCHER = ["-m", "ipykernel_launcher"]
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # kernels run side by side, one a core
 # Neither pyplot nor seaborn, which imports it: the kernel has its say about the back end first.
-PRELOAD = ("ipykernel.kernelapp", "matplotlib.figure", "pandas", "scipy.stats", "sympy", "torch", "torch._dynamo")
+PRELOAD = (
+    "ipykernel.kernelapp",
+    "matplotlib.backends.backend_pdf",
+    "pandas",
+    "scipy.stats",
+    "sklearn.datasets",
+    "sympy",
+    "torch",
+    "torch._dynamo",
+)
 
 
 class _Process:
@@ -83,45 +93,53 @@ def _kernel(arguments: list[str], cwd: str, env: dict[str, str], output: list[in
     importlib.import_module("ipykernel.kernelapp").launch_new_instance()
 
 
+def _answer(connection: socket.socket, server: socket.socket) -> int:
+    """Fork the kernel that is asked for, and tell its process number to who asks and to the caller."""
+    _, output, _, _ = socket.recv_fds(connection, 1, 2)
+    request = json.load(connection.makefile())
+    if not (pid := os.fork()):
+        server.close()
+        connection.close()
+        try:
+            _kernel(**request, output=output)
+        except BaseException:
+            traceback.print_exc()
+        finally:  # nothing of what this process would clean up on leaving is the kernel's
+            os._exit(0)
+    for descriptor in output:
+        os.close(descriptor)
+    connection.sendall(str(pid).encode())
+    return pid
+
+
 def serve(command: list[str]) -> int:
     """Run the command with kernels that are forks of this process; return its exit status."""
-    for module in PRELOAD:
-        importlib.import_module(module)
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))  # before the imports: the libraries read them but once
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         path = str(Path(folder, "kernels"))
         server.bind(path)
         server.listen()
         server.settimeout(0.1)
-        kernels = set()
         environment = os.environ | {SOCKET: path, "JUPYTER_DEFAULT_PROVISIONER_NAME": "lossbook-warm"}
-        process = subprocess.Popen(command, env=environment)
+        process, kernels = subprocess.Popen(command, env=environment), set()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command has it too, and says what becomes of its kernels
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        while process.poll() is None:
-            kernels = {pid for pid in kernels if not os.waitpid(pid, os.WNOHANG)[0]}
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                continue
-            with connection:
-                connection.settimeout(None)
-                _, output, _, _ = socket.recv_fds(connection, 1, 2)
-                request = json.load(connection.makefile())
-                if not (pid := os.fork()):
-                    server.close()
-                    connection.close()
-                    try:
-                        _kernel(**request, output=output)
-                    except BaseException:
-                        traceback.print_exc()
-                    finally:  # nothing of what this process would clean up on leaving is the kernel's
-                        os._exit(0)
-                for descriptor in output:
-                    os.close(descriptor)
-                kernels.add(pid)
-                connection.sendall(str(pid).encode())
-        for pid in kernels:
-            os.kill(pid, signal.SIGKILL)
+        try:
+            for module in PRELOAD:  # while the command starts; the first kernels wait
+                importlib.import_module(module)
+            while process.poll() is None:
+                kernels = {pid for pid in kernels if not os.waitpid(pid, os.WNOHANG)[0]}
+                try:
+                    connection, _ = server.accept()
+                except TimeoutError:
+                    continue
+                with connection:
+                    connection.settimeout(None)
+                    kernels.add(_answer(connection, server))
+        finally:
+            process.terminate()
+            for pid in kernels:
+                os.kill(pid, signal.SIGKILL)
         return process.returncode
 
 
