@@ -4,14 +4,13 @@ PYTHON ?= python3
 CORES  ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 BIN       := .venv/bin
-# Tests run side by side, one a core: a process with threads of its own would only get in the way of the others.
-PYTEST    := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-             $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
-# Kernels that start within the command after it have their imports behind them.
+# What follows it runs side by side, one a core, in one thread a process: more would only get in the way of the others.
+# Kernels that it starts have their imports behind them.
 WARM      := $(BIN)/python -m lossbook.warm
+PYTEST    := $(WARM) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
 # Snakemake keeps going past a notebook that fails, and takes up again what a kill has left; --nolock because a killed
 # run leaves its lock behind. Its own talk is left out, its errors and the line of each notebook are not.
-SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES) --scheduler greedy --keep-going --rerun-incomplete --nolock \
+SNAKEMAKE := $(WARM) $(BIN)/python -m snakemake --cores $(CORES) --scheduler greedy --keep-going --rerun-incomplete --nolock \
              --quiet rules progress host reason
 QUIETLY   := 2>&1 | \
              { grep --line-buffered -vE '^(Assuming|Building|Using|Select|Execute|Complete|Elapsed|Nothing) ' || true; }
@@ -30,7 +29,7 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 reproduce: .venv/.installed  ## run every notebook at the quick profile, redraw the figures, show the claims
-	@set -o pipefail; $(WARM) $(SNAKEMAKE) --config profile=quick $(QUIETLY)
+	@set -o pipefail; $(SNAKEMAKE) --config profile=quick $(QUIETLY)
 	@$(BIN)/lossbook claims
 	@echo "Executed notebooks: build/notebooks/   figures: figures/   tables: data/results/   claims: data/claims.csv"
 
@@ -38,14 +37,14 @@ test: .venv/.installed  ## lint, tests, and the derivations compared with their 
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(PYTEST) tests
-	$(WARM) env $(PYTEST) -p no:cacheprovider -W default --nbval --nbval-current-env --nbval-cell-timeout 300 \
+	$(PYTEST) -p no:cacheprovider -W default --nbval --nbval-current-env --nbval-cell-timeout 300 \
 		--nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/derivations
 
 lab: .venv/.installed  ## open JupyterLab on the first notebook
 	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 figures: .venv/.installed  ## redraw every figure from the committed tables, without training
-	@set -o pipefail; $(WARM) $(SNAKEMAKE) --config profile=quick -- figures $(QUIETLY)
+	@set -o pipefail; $(SNAKEMAKE) --config profile=quick -- figures $(QUIETLY)
 	@echo "Figures: figures/"
 
 bench: .venv/.installed  ## measure the speed tables, all sides in one run, on an otherwise idle machine

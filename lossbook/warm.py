@@ -2,9 +2,9 @@
 
     python -m lossbook.warm COMMAND ...
 
-imports what nearly every notebook imports, once, and runs the command; each kernel that papermill or nbval starts
-within it is a fork of this process. The imports take longer than most derivations. Linux only, since elsewhere a fork
-after these imports is not safe; there, and without this module, kernels start as they always do.
+imports what nearly every notebook imports, once, and runs the command, one thread a process; each kernel that
+papermill or nbval starts within it is a fork of this process. The imports take as long as the median derivation.
+Linux only, since elsewhere a fork after these imports is not safe: there, kernels start as they always do.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ def _kernel(arguments: list[str], cwd: str, env: dict[str, str], output: list[in
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    # What a kernel sets before matplotlib is imported, and matplotlib reads as it is.
+    backend = os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    importlib.import_module("matplotlib").rcParams["backend"] = backend
     sys.path.pop(0)  # the folder that -m put there
     # A kernel ends when the process is gone that started it, which is this one's parent.
     sys.argv = ["ipykernel_launcher", *arguments, f"--IPKernelApp.parent_handle={os.getppid()}"]
@@ -114,7 +117,6 @@ def _answer(connection: socket.socket, server: socket.socket) -> int:
 
 def serve(command: list[str]) -> int:
     """Run the command with kernels that are forks of this process; return its exit status."""
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))  # before the imports: the libraries read them but once
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         path = str(Path(folder, "kernels"))
         server.bind(path)
@@ -144,6 +146,7 @@ def serve(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))  # before the imports: the libraries read them but once
     if sys.platform != "linux":
         os.execvp(sys.argv[1], sys.argv[1:])
     sys.exit(serve(sys.argv[1:]))
