@@ -9,6 +9,7 @@ Linux only, since elsewhere a fork after these imports is not safe: there, kerne
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -25,12 +26,11 @@ from jupyter_client.provisioning import LocalProvisioner
 SOCKET = "LOSSBOOK_WARM_SOCKET"
 LAUNCHER = ["-m", "ipykernel_launcher"]
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # kernels run side by side, one a core
-# Neither pyplot nor seaborn, which imports it: the kernel has its say about the back end first.
 PRELOAD = (
     "ipykernel.kernelapp",
+    "lossbook.figures",
+    "lossbook.losses",
     "matplotlib.backends.backend_pdf",
-    "pandas",
-    "scipy.stats",
     "sklearn.datasets",
     "sympy",
     "torch",
@@ -129,6 +129,7 @@ def serve(command: list[str]) -> int:
         try:
             for module in PRELOAD:  # while the command starts; the first kernels wait
                 importlib.import_module(module)
+            gc.freeze()  # a collection in a kernel would copy every page that it shares with this process
             while process.poll() is None:
                 kernels = {pid for pid in kernels if not os.waitpid(pid, os.WNOHANG)[0]}
                 try:
@@ -149,4 +150,4 @@ if __name__ == "__main__":
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))  # before the imports: the libraries read them but once
     if sys.platform != "linux":
         os.execvp(sys.argv[1], sys.argv[1:])
-    sys.exit(serve(sys.argv[1:]))
+    os._exit(serve(sys.argv[1:]))  # nothing is left to clean up, and some libraries would talk about what they leave
