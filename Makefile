@@ -10,8 +10,8 @@ WARM      := $(BIN)/python -m lossbook.warm
 PYTEST    := $(WARM) $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
 # Snakemake keeps going past a notebook that fails, and takes up again what a kill has left; --nolock because a killed
 # run leaves its lock behind. Its own talk is left out, its errors and the line of each notebook are not.
-SNAKEMAKE := $(WARM) $(BIN)/python -m snakemake --cores $(CORES) --scheduler greedy --keep-going --rerun-incomplete --nolock \
-             --quiet rules progress host reason
+SNAKEMAKE := $(WARM) $(BIN)/python -m snakemake --cores $(CORES) --scheduler greedy --keep-going \
+             --rerun-incomplete --nolock --quiet rules progress host reason
 QUIETLY   := 2>&1 | \
              { grep --line-buffered -vE '^(Assuming|Building|Using|Select|Execute|Complete|Elapsed|Nothing) ' || true; }
 

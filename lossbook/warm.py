@@ -9,6 +9,7 @@ Linux only, since elsewhere a fork after these imports is not safe: there, kerne
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -56,7 +57,8 @@ class _Process:
     wait = poll
 
     def send_signal(self, number: int):
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # as Popen does
+            os.kill(self.pid, number)
 
 
 class WarmKernel(LocalProvisioner):
@@ -136,7 +138,7 @@ def serve(command: list[str]) -> int:
                     connection, _ = server.accept()
                 except TimeoutError:
                     continue
-                with connection:
+                with connection, contextlib.suppress(OSError, ValueError):  # who asked may be gone; the others are not
                     connection.settimeout(None)
                     kernels.add(_answer(connection, server))
         finally:

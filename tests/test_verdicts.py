@@ -269,7 +269,7 @@ def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted, runs
 
 
 @pytest.mark.parametrize(
-    ("rooted", "factor", "ahead", "latest"), [("mnist", 2, 0, 4), ("fashion_mnist", 1.4, 0.3, 6)], indirect=["rooted"]
+    ("rooted", "factor", "ahead", "latest"), [("mnist", 2, 0, 4), ("fashion_mnist", 1.4, 0.3, 5)], indirect=["rooted"]
 )
 def test_verdict_rooted_losses_are_not_faster(rooted, factor, ahead, latest):
     """Tuned with SGD, the convex form is last by far; nowhere is a form earlier by more than a fraction of an epoch."""
@@ -290,6 +290,7 @@ def test_verdict_rooted_losses_gain_no_accuracy(rooted):
     assert -0.5 < tuned.loc["rooted_bounded", "difference"] < 0.1
     adam = against(rooted[rooted["setting"].isin(["adam shared", "adam tuned"])], "cross_entropy", ["setting"])
     assert set(adam["setting"]) == {"adam shared", "adam tuned"}
+    assert not ((adam["difference"] > 0) & (adam["p_holm"] < 0.05)).any()
     assert (adam["difference"] < 0.1).all() and (adam["difference"] > -1).all()
 
 

@@ -1,12 +1,15 @@
 """Kernels that are forks of a process with the imports behind it."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import nbformat
 import pytest
+
+from lossbook import warm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -55,3 +58,11 @@ def test_no_kernel_outlives_a_kill(tmp_path):
     while os.path.exists(f"/proc/{kernel.read_text()}"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_signal_to_a_kernel_that_is_gone_is_no_error():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    gone = warm._Process(child.pid)
+    gone.send_signal(signal.SIGKILL)
+    assert gone.poll() == 0
