@@ -104,7 +104,7 @@ def vit(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
 
 
 class Airbench(nn.Sequential):
-    """A network of the airbench family, made for CIFAR10 in ten epochs: colour images of 32x32.
+    """A network of the airbench family, made for CIFAR10 in ten to twelve epochs: colour images of 32x32.
 
     A fixed convolution that whitens 2x2 patches, three blocks of two convolutions (64, 256, 256 channels), each
     convolution begun as the identity where it has as many inputs as outputs, and small logits. Batch norm has biases

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lossbook import data, losses, models, results, tasks
 from lossbook.checks import check_name
 from lossbook.tasks import TUNING_SEED
-from lossbook.training import Config, canonical_loss, default_device, provenance, train_together
+from lossbook.training import Config, canonical_loss, default_device, provenance, threads, train_together
 
 LOSSES = (
     "cross_entropy",
@@ -65,7 +65,9 @@ PAPER = (
     ("cifar10", "cnn_small"),
     ("cifar10", "airbench"),
 )
-# The recipe of the airbench family, for ten epochs; at its origin with labels smoothed by 0.2 and a rate of 1.5.
+# The recipe of the airbench family; at its origin with labels smoothed by 0.2, a rate of 1.5 and 9.9 epochs, by which
+# the mean of many runs is 94.0 %, so that half of them fall short of it. Two more epochs give room.
+AIRBENCH_EPOCHS = 12
 AIRBENCH = dict(
     optimiser="airbench", augment="crop_flip", batch_size=1024, weight_decay=0.00133, views=6, mode="fast"
 )  # fmt: skip
@@ -110,7 +112,7 @@ def noisy_labels(profile: str, dataset: str, model: str) -> Grid:
         return Grid(LOSSES, settings, seeds, epochs=15, learning_rates=rates, recipe=recipe)
     settings = (("symmetric", 0.0), ("symmetric", 0.4), *wrong)
     if model == "airbench":
-        return Grid(LOSSES, settings, seeds, epochs=10, learning_rates=(0.5, 1.5, 4.5), recipe=AIRBENCH)
+        return Grid(LOSSES, settings, seeds, AIRBENCH_EPOCHS, learning_rates=(0.5, 1.5, 4.5), recipe=AIRBENCH)
     recipe = dict(batch_size=256, mode="fast")
     if dataset.startswith("cifar") and model != "cnn_small":
         recipe["augment"] = "shift_flip"
@@ -237,12 +239,12 @@ def regularised_likelihood(profile: str, dataset: str, model: str) -> dict[str, 
 
 
 def airbench(profile: str, dataset: str, model: str) -> Grid:
-    """CIFAR10 in ten epochs: the recipe on all training images, none held out."""
+    """CIFAR10 in a dozen epochs: the recipe on all training images, none held out."""
     names = ("label_smoothing(epsilon=0.2)", "cross_entropy")
     recipe = AIRBENCH | dict(validation_share=0.0)
     if profile != "paper":
         return Grid(names, (("none", 0.0),), (0,), 2, (1.5,), recipe=recipe | dict(batch_size=128))
-    return Grid(names, (("none", 0.0),), tuple(range(5)), 10, (1.5,), recipe=recipe)
+    return Grid(names, (("none", 0.0),), tuple(range(5)), AIRBENCH_EPOCHS, (1.5,), recipe=recipe)
 
 
 STUDY_SETS = (
@@ -441,9 +443,9 @@ def settings(experiment: str, names: dict[str, object], variant: str = "") -> Pl
 def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> pandas.DataFrame:
     """Run what is missing of a plan, tuning first, and return the rows of its grid that are there then.
 
-    On the CPU the runs go to `workers` processes of one thread each (by default LOSSBOOK_WORKERS, else one a core); on
-    a GPU one after another. Runs that gain by it are trained together, as one stacked model. Each row is written as its
-    run ends, so a killed sweep loses what is in flight and no more.
+    On the CPU the runs go to `workers` processes (by default LOSSBOOK_WORKERS, else one a core) of one thread each, or
+    of LOSSBOOK_THREADS; on a GPU one after another. Runs that gain by it are trained together, as one stacked model.
+    Each row is written as its run ends, so a killed sweep loses what is in flight and no more.
 
     deadline  on the clock of time.monotonic(): nothing is begun that is expected to end later
     """
@@ -590,8 +592,8 @@ def _carry_out(stack: list[Config] | list[tasks.Task]) -> list[dict[str, object]
 
 
 def _workers(workers: int | None) -> int:
-    """Processes on the CPU: what is asked for, else LOSSBOOK_WORKERS, else one a core."""
-    return workers or int(os.environ.get("LOSSBOOK_WORKERS") or 0) or os.cpu_count() or 1
+    """Processes on the CPU: what is asked for, else LOSSBOOK_WORKERS, else one a core (or a few cores: `threads`)."""
+    return workers or int(os.environ.get("LOSSBOOK_WORKERS") or 0) or max(1, (os.cpu_count() or 1) // threads())
 
 
 def trained(

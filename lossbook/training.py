@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -27,7 +28,9 @@ OPTIMISERS = ("adam", "sgd", "sgd_plain", "airbench")
 AUGMENTATIONS = ("none", "shift_flip", "crop_flip")
 VIEWS = (1, 2, 6)
 MODES = ("exact", "fast")
-BIAS_SHARE = 64  # of the learning rate, in the airbench recipe
+# In the airbench recipe the biases of batch norm learn so many times faster, and the bias of the whitening layer for a
+# share of the steps.
+BIAS_SHARE, WHITENING_SHARE = 64, 0.3
 PART = 2000  # images that a network in evaluation mode sees at once
 PROBE = 5000  # training examples on which memorisation is measured, evenly from the training split
 # Corrupted test sets on which a run with `panel=True` is judged: kind and level.
@@ -51,8 +54,9 @@ class Config:
     image_level    in the unit of that kind: see `noise.corrupt_images`
     augment        "none"; "shift_flip": shift by up to 4 pixels, and flip left-right at random; "crop_flip": shift by
                    up to 2, and flip in every second epoch
-    optimiser      "adam"; "sgd" (momentum 0.9); "sgd_plain" (without); "airbench" (momentum 0.85, Nesterov; biases at
-                   64 times the rate; every fifth step goes on from a slow average of the weights)
+    optimiser      "adam"; "sgd" (momentum 0.9); "sgd_plain" (without); "airbench" (momentum 0.85, Nesterov; biases of
+                   batch norm at 64 times the rate, that of a whitening layer fixed after three tenths of the steps;
+                   every fifth step goes on from a slow average of the weights)
     learning_rate  at the start, from where it falls to zero along a cosine; for "airbench" at its highest
     weight_decay   coupled L2
     epochs         passes over the training split
@@ -349,14 +353,15 @@ def in_bfloat16(mode: str, device: torch.device) -> bool:
 def arithmetic(mode: str, device: torch.device):
     """How a run computes.
 
-    On the CPU with one thread: a sum has one order, so the same configuration gives the same row. Numbers below 1e-38
-    are flushed to zero there: arithmetic on them is many times slower. On a GPU "exact" means float32 without TF32 and
-    deterministic kernels, "fast" the kernels that prove fastest.
+    On the CPU with one thread: a sum has one order, so the same configuration gives the same row, and runs go side by
+    side. LOSSBOOK_THREADS gives more threads to a run that is long and alone. Numbers below 1e-38 are flushed to zero
+    there: arithmetic on them is many times slower. On a GPU "exact" means float32 without TF32 and deterministic
+    kernels, "fast" the kernels that prove fastest.
     """
     if device.type == "cpu":
         before = torch.get_num_threads(), torch.get_float32_matmul_precision()
         try:
-            torch.set_num_threads(1)
+            torch.set_num_threads(threads())
             torch.set_flush_denormal(True)
             torch.set_float32_matmul_precision(_float32_products())
             yield
@@ -369,6 +374,11 @@ def arithmetic(mode: str, device: torch.device):
             enabled=True, benchmark=mode == "fast", deterministic=mode == "exact", allow_tf32=mode == "fast"
         ):
             yield
+
+
+def threads() -> int:
+    """Threads of a run on the CPU: LOSSBOOK_THREADS, else one."""
+    return int(os.environ.get("LOSSBOOK_THREADS") or 1)
 
 
 @functools.lru_cache(maxsize=1)
@@ -492,7 +502,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         chosen = train.gather(1, torch.stack([shuffled[config.seed] for config in configs]))
         for i, batch in enumerate(chosen[:, : steps * shared.batch_size].split(shared.batch_size, 1), epoch * steps):
             for group in optimiser.param_groups:
-                _set_rate(group, rate[i] * group["share"])
+                _set_rate(group, rate[i] * group["share"] if i < group["until"] * len(rate) else 0.0)
             advance(batch)
             if averaged and i % 5 == 4:
                 averaged.update(0.95**5 * (i / len(rate)) ** 3)
@@ -582,15 +592,26 @@ def accuracy(predicted: Tensor, labels: Tensor, where: Tensor | None = None) -> 
 
 
 def _optimiser(config: Config, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser of a run; each group of parameters has its share of the learning rate."""
+    """The optimiser of a run; each group has its `share` of the learning rate, `until` a share of the steps."""
     parameters = [p for p in network.parameters() if p.requires_grad]
-    groups = [{"params": parameters, "share": 1.0}]
+    groups = [{"params": parameters, "share": 1.0, "until": 1.0}]
     if config.optimiser == "airbench":
-        biases = [p for p in parameters if p.ndim == 1]
-        decay = config.weight_decay / BIAS_SHARE  # so that the rate times the decay is the same for all
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "share": 1.0},
-            {"params": biases, "share": BIAS_SHARE, "weight_decay": decay},
+        shifts = {m.bias for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
+        whitening = {network.member[0].bias} if isinstance(network.member, models.Airbench) else set()
+        shares = [
+            (set(parameters) - shifts - whitening, 1.0, 1.0),
+            (shifts, BIAS_SHARE, 1.0),
+            (whitening, 1.0, WHITENING_SHARE),
+        ]
+        groups = [  # in a group of another share the decay is such that the rate times the decay is the same for all
+            {
+                "params": [p for p in parameters if p in members],
+                "share": share,
+                "until": until,
+                "weight_decay": config.weight_decay / share,
+            }
+            for members, share, until in shares
+            if members
         ]
     for group in groups:  # on a GPU a tensor, which a recorded step reads anew each time
         group["lr"] = torch.tensor(config.learning_rate, device=device) if device.type == "cuda" else 0.0
@@ -667,7 +688,7 @@ def _provenance(device: torch.device) -> dict[str, str]:
     here = Path(__file__).parent
     sources = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.rglob("*.py")))).hexdigest()[:16]
     git = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}, 1 thread"
+    name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
         found = (
@@ -689,6 +710,8 @@ def _provenance(device: torch.device) -> dict[str, str]:
 def provenance(device: torch.device, together: int = 1) -> dict[str, str]:
     """Where a row comes from: device, versions, commit, and a hash of the library's sources (for a dirty tree)."""
     found = dict(_provenance(device))
+    if device.type == "cpu":
+        found["device"] += ", 1 thread" if threads() == 1 else f", {threads()} threads"
     if together > 1:
         found["device"] += f", {together} networks together"
     return found

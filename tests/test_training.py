@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from lossbook import data, models, training
 from lossbook.training import (
     Config,
+    _optimiser,
     augment,
     calibration,
     canonical_loss,
@@ -305,6 +306,36 @@ def test_airbench_recipe_trains():
     row = train(config)
     assert row["status"] == "done" and row["test_accuracy"] > 0.7
     assert math.isnan(row["validation_accuracy"])
+
+
+def test_airbench_groups_its_biases():
+    """Batch norm's biases alone learn at 64 times the rate; the whitening layer's is fixed after three tenths."""
+    network = models.Stack([models.create("airbench", (3, 32, 32), 10)])
+    config = Config(dataset="cifar10", model="airbench", optimiser="airbench", learning_rate=1.5, weight_decay=1e-3)
+    weights, shifts, whitening = _optimiser(config, network, torch.device("cpu")).param_groups
+    assert {p.ndim for p in weights["params"]} == {2, 4} and len(weights["params"]) == 7
+    assert len(shifts["params"]) == 6 and shifts["share"] * shifts["weight_decay"] == pytest.approx(1e-3)
+    assert whitening["params"] == [network.member[0].bias] and whitening["until"] == 0.3
+    trainable = sum(p.requires_grad for p in network.parameters())
+    assert sum(len(group["params"]) for group in (weights, shifts, whitening)) == trainable
+
+
+def test_a_group_learns_for_its_share_of_the_steps(monkeypatch):
+    """In the half of the steps that a group is given its rate is the schedule's; then it is zero, and it rests."""
+    rates, made = [], training._optimiser
+
+    def half(*given):
+        optimiser = made(*given)
+        optimiser.param_groups[1]["until"] = 0.5
+        return optimiser
+
+    monkeypatch.setattr(training, "_optimiser", half)
+    monkeypatch.setattr(training, "_set_rate", lambda group, rate: rates.append(rate) or group.update(lr=rate))
+    config = Config(**SMALL, model="cnn_small", optimiser="airbench", learning_rate=0.01)
+    train(config)
+    weights, shifts = rates[::2], rates[1::2]
+    assert len(weights) == 8 and all(weights)
+    assert shifts == pytest.approx([64 * rate for rate in weights[:4]] + 4 * [0.0])
 
 
 def test_airbench_network():
