@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import numpy
 import pandas
-import scipy.linalg
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -249,15 +248,6 @@ def _against_counterparts(logits: Tensor, labels: Tensor, soft: Tensor, quick: b
 # --- the quadratic form or the FFT ---------------------------------------------------------------------------
 
 
-def ring_root(classes: int, s: float = 1.0) -> Tensor:
-    """The symmetric root of `spectral.quadratic_form(classes, s)`, float64: the circulant matrix of m(k)^{-s}.
-
-    The loss takes an eigendecomposition, which any placement allows; for thousands of classes that is too slow here.
-    """
-    column = numpy.fft.ifft(spectral.frequency_weights((classes,), s / 2)).real
-    return torch.from_numpy(scipy.linalg.circulant(column))
-
-
 def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas.DataFrame:
     """`fourier`, forward and backward, by FFT against by quadratic form, from 2 classes up.
 
@@ -272,7 +262,7 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
         logits, labels, _ = _examples(batch, classes, device)
         sides = {"fft": _step(by_fft, logits, labels)}
         if classes <= 4096:
-            sides["form"] = _step(functools.partial(by_form, root=ring_root(classes).to(logits)), logits, labels)
+            sides["form"] = _step(by_form, logits, labels)
         seconds = timed(sides, quick)
         rows.append(
             {
@@ -296,9 +286,9 @@ def by_fft(logits: Tensor, labels: Tensor) -> Tensor:
     return spectral._by_fft(difference, (logits.shape[-1],), 1.0, "wrap").mean()
 
 
-def by_form(logits: Tensor, labels: Tensor, root: Tensor) -> Tensor:
-    """The same through the quadratic form, given its root (C, C)."""
-    return spectral._by_form(logits, labels, root).mean()
+def by_form(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same through the quadratic form."""
+    return spectral._by_form(logits, labels).mean()
 
 
 # --- images --------------------------------------------------------------------------------------------------

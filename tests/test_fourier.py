@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -253,8 +254,16 @@ def test_half_spectrum_counts_conjugates_once_and_nyquist_alone(points, symbol, 
     assert whole == pytest.approx(naive(p - q, 1.0, symbol), rel=1e-10)
 
 
-# Few classes have a softmax of their own, more go row by row, and most of all by FFT.
+# Few classes have a softmax of their own, more have value and gradient from one product, and most of all go by FFT.
 PATHS = pytest.mark.parametrize(("classes", "largest"), [(7, 127), (20, 127), (7, 6), (20, 6)])
+
+
+def twice_forward(function):
+    return torch.func.jacfwd(torch.func.jacfwd(function))
+
+
+def thrice(function):
+    return torch.func.grad(lambda z, y: torch.func.jacrev(torch.func.grad(function))(z, y).pow(3).sum())
 
 
 @PATHS
@@ -272,10 +281,10 @@ def test_every_path_is_smooth_and_maps(classes, largest, monkeypatch):
         return ((u @ form) * u).sum(-1)
 
     for target, y in ((torch.tensor([1, 5]), one_hot[[1, 5]]), (soft, soft)):
-        assert gradcheck(lambda z, t=target: fourier(z, t), z)
-        assert gradgradcheck(lambda z, t=target: fourier(z, t), z)
+        assert gradcheck(lambda z, t=target: fourier(z, t), z, check_forward_ad=True)
+        assert gradgradcheck(lambda z, t=target: fourier(z, t), z, check_fwd_over_rev=True)
         torch.testing.assert_close(fourier(z, target), reference(z, y))
-        for derivative in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
+        for derivative in (torch.func.grad, torch.func.jacrev, torch.func.hessian, twice_forward, thrice):
             ours, theirs = derivative(fourier)(z[0].detach(), target[0]), derivative(reference)(z[0].detach(), y[0])
             torch.testing.assert_close(ours, theirs)
         mapped = torch.func.vmap(torch.func.grad(fourier))(z.detach(), target)
@@ -311,6 +320,21 @@ def test_every_path_is_finite_at_large_logits_and_refuses_other_labels(classes, 
     for wrong in (-1, classes, -100):
         with pytest.raises((IndexError, RuntimeError)):
             fourier(z, torch.tensor([0, wrong, 0]))
+
+
+@pytest.mark.parametrize("classes", [10, 20, 100])
+def test_gradient_of_a_label_is_that_of_its_one_hot_distribution_in_float32(classes):
+    """Of a loss near zero and of one that is large, to the rounding of its largest term."""
+    random = torch.Generator().manual_seed(2)
+    labels = torch.randint(classes, (40,), generator=random)
+    for scale in (0.1, 1.0, 10.0):
+        z = scale * torch.randn(40, classes, generator=random) + 2 * scale * F.one_hot(labels, classes)
+        z, exact = z.requires_grad_(), z.detach().double().requires_grad_()
+        value, expected = fourier(z, labels), fourier(exact, F.one_hot(labels, classes).double())
+        assert (value >= 0).all()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=2e-7)
+        pair = (torch.autograd.grad(v.sum(), at)[0].double() for v, at in ((value, z), (expected, exact)))
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=2e-7)
 
 
 class Largest(TorchDispatchMode):

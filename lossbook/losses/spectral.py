@@ -19,6 +19,7 @@ import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lossbook.checks import check_name, check_range
 from lossbook.losses._registry import distribution, register
@@ -138,6 +139,11 @@ def _root(dtype, device, key: tuple) -> Tensor:
 
 
 @_constant
+def _form(dtype, device, key: tuple) -> Tensor:
+    return torch.from_numpy(quadratic_form(*key)).to(dtype=dtype, device=device)
+
+
+@_constant
 def _spectrum(dtype, device, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
     """What the squares of the real and imaginary parts of a real FFT count for in the loss, one after the other."""
     axes = tuple(range(len(shape)))
@@ -155,18 +161,53 @@ def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
     return (power * _spectrum(power.dtype, power.device, shape, s, symbol)).sum(-1)
 
 
-def _by_form(logits: Tensor, target: Tensor, root: Tensor) -> Tensor:
-    """The loss ‖R (p - y)‖² of logits (batch, C) with R = `root` (C, C): of a class index, R y is a row of R.
+class _OfLabels(torch.autograd.Function):
+    """The loss of logits (B, C) at class indices (B,), with its gradient in the logits at the price of one product.
 
-    Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
-    the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
+    Autograd by itself multiplies by Q (C, C), most of the cost at a hundred classes, once forward and once backward.
     """
-    first = logits.device.type == "cpu" and logits.shape[-1] < 16
-    p = torch.softmax(logits.mT, 0) if first else torch.softmax(logits, -1)
+
+    @staticmethod
+    def both(logits: Tensor, labels: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:
+        """The values (B,) and the gradient (B, C)."""
+        p = torch.softmax(logits, -1)
+        g = torch.addmm(form.index_select(0, labels), p, form, beta=-2, alpha=2)  # 2 Q (p - y)
+        mean = (p * g).sum(-1, keepdim=True)
+        value = (mean - g.gather(-1, labels.unsqueeze(-1))).squeeze(-1) / 2
+        return value.clamp_min(0), (g - mean) * p  # rounding can take the value below zero
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, form: Tensor) -> Tensor:
+        value, ctx.gradient = _OfLabels.both(logits, labels, form)
+        ctx.save_for_backward(logits, labels, form)
+        return value
+
+    @staticmethod
+    def backward(ctx, slope: Tensor):
+        # where the gradient is to be differentiated itself, it takes its formula
+        gradient = _OfLabels.both(*ctx.saved_tensors)[1] if torch.is_grad_enabled() else ctx.gradient
+        return slope.unsqueeze(-1) * gradient, None, None
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward mode is at work: a function of our own has no rules for them."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _by_form(logits: Tensor, target: Tensor, *key) -> Tensor:
+    """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
+    classes = logits.shape[-1]
+    table = logits.dtype, logits.device, (classes, *key)
+    if classes >= 16 and not target.is_floating_point() and not _transformed():
+        return _OfLabels.apply(logits, target, _form(*table))
+    # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
+    # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
+    first = logits.device.type == "cpu" and classes < 16
+    p, root = torch.softmax(logits.mT, 0) if first else torch.softmax(logits, -1), _root(*table)
     if target.is_floating_point():
         label = root @ target.mT if first else target @ root
     else:
-        label = root.index_select(int(first), target)
+        label = root.index_select(int(first), target)  # of a class index, R y is a row of R
     squares = F.mse_loss(root @ p if first else p @ root, label, reduction="none")  # in one kernel each way
     return squares.sum(0 if first else 1)
 
@@ -205,10 +246,9 @@ def fourier(
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM.get(logits.device.type, LARGEST_QUADRATIC_FORM["cpu"]):
         _check_pad(pad)
         return _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
-    root = _root(logits.dtype, logits.device, (classes, s, symbol, placement, pad, permutation_seed))
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
     labels = target if logits.ndim == 2 else target.reshape(rows.shape if target.ndim == logits.ndim else -1)
-    value = _by_form(rows, labels, root)
+    value = _by_form(rows, labels, s, symbol, placement, pad, permutation_seed)
     return value if logits.ndim == 2 else value.view(logits.shape[:-1])
 
 
