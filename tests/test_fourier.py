@@ -235,7 +235,7 @@ def test_eigenvalues(classes, s):
 @pytest.mark.parametrize("pad", [0, 1, 37])
 @pytest.mark.parametrize("symbol", SYMBOLS)
 def test_fft_equals_the_quadratic_form(symbol, pad):
-    classes = spectral.LARGEST_QUADRATIC_FORM["cpu"] + 1  # the first that goes by FFT; with pad=1 even, else odd
+    classes = spectral.LARGEST_QUADRATIC_FORM["cpu"] + 1  # the first that goes by FFT; padded odd, even, even
     p, q = probabilities(3, classes, 4).reshape(2, 2, classes)
     u = p - q
     form = spectral.quadratic_form(classes, 1.0, symbol, "order", pad)
@@ -255,7 +255,7 @@ def test_half_spectrum_counts_conjugates_once_and_nyquist_alone(points, symbol, 
 
 
 # Few classes have a softmax of their own, more have value and gradient from one product, and most of all go by FFT.
-PATHS = pytest.mark.parametrize(("classes", "largest"), [(7, 127), (20, 127), (7, 6), (20, 6)])
+PATHS = pytest.mark.parametrize(("classes", "largest"), [(7, 256), (20, 256), (7, 6), (20, 6)])
 
 
 def twice_forward(function):

@@ -27,9 +27,9 @@ from lossbook.losses._registry import distribution, register
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
 # Most classes on a ring for which the quadratic form is taken, by type of device; above it the FFT. On a CPU they cost
-# the same near 100 classes where the length factors well, near 350 where it is a prime: `lossbook bench crossover`
+# the same near 350 classes where the length factors well, near 900 where it is a prime: `lossbook bench crossover`
 # measures it into data/results/bench/crossover.csv. No GPU has been measured yet. Devices not named go by "cpu".
-LARGEST_QUADRATIC_FORM = {"cpu": 127, "cuda": 512}
+LARGEST_QUADRATIC_FORM = {"cpu": 256, "cuda": 512}
 
 
 def frequency_weights(shape: Sequence[int], s: float = 1.0, symbol: str = "wrap") -> numpy.ndarray:
