@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 
 
@@ -24,6 +25,14 @@ def check_range(what: str, value: object, interval: str) -> None:
     below = number and (value < high or (interval[-1] == "]" and value == high))
     if not (above and below):
         raise ValueError(f"{what}={value!r} was given; allowed: a number in {interval}")
+
+
+def count_of_environment(name: str) -> int | None:
+    """The whole number from 1 that an environment variable holds; None where it is not set. ValueError for another."""
+    value = os.environ.get(name) or None
+    if value is not None and not (value.isdecimal() and int(value) > 0):
+        raise ValueError(f"{name}={value!r} was given; allowed: a whole number from 1")
+    return value and int(value)
 
 
 def check_fields(given: object, names: Mapping[str, Iterable[str]], intervals: Mapping[str, str]) -> None:

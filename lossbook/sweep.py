@@ -26,7 +26,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lossbook import data, losses, models, results, tasks
-from lossbook.checks import check_name
+from lossbook.checks import check_name, count_of_environment
 from lossbook.tasks import TUNING_SEED
 from lossbook.training import Config, canonical_loss, default_device, provenance, threads, train_together
 
@@ -593,7 +593,7 @@ def _carry_out(stack: list[Config] | list[tasks.Task]) -> list[dict[str, object]
 
 def _workers(workers: int | None) -> int:
     """Processes on the CPU: what is asked for, else LOSSBOOK_WORKERS, else one a core (or a few cores: `threads`)."""
-    return workers or int(os.environ.get("LOSSBOOK_WORKERS") or 0) or max(1, (os.cpu_count() or 1) // threads())
+    return workers or count_of_environment("LOSSBOOK_WORKERS") or max(1, (os.cpu_count() or 1) // threads())
 
 
 def trained(

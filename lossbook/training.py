@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import platform
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lossbook import __version__, data, losses, models, noise
-from lossbook.checks import check_fields
+from lossbook.checks import check_fields, count_of_environment
 
 OPTIMISERS = ("adam", "sgd", "sgd_plain", "airbench")
 AUGMENTATIONS = ("none", "shift_flip", "crop_flip")
@@ -378,7 +377,7 @@ def arithmetic(mode: str, device: torch.device):
 
 def threads() -> int:
     """Threads of a run on the CPU: LOSSBOOK_THREADS, else one."""
-    return int(os.environ.get("LOSSBOOK_THREADS") or 1)
+    return count_of_environment("LOSSBOOK_THREADS") or 1
 
 
 @functools.lru_cache(maxsize=1)

@@ -354,6 +354,20 @@ def test_airbench_network():
     assert network(images).shape == (50, 10) and not network[0].weight.requires_grad
 
 
+def test_threads_of_a_long_run(monkeypatch):
+    """LOSSBOOK_THREADS is what torch computes with and what the row says; without it one; afterwards as before."""
+    seen, prepared, before = [], training.prepare, torch.get_num_threads()
+    monkeypatch.setattr(training, "prepare", lambda *args: seen.append(torch.get_num_threads()) or prepared(*args))
+    for value, says in (("2", "2 threads"), ("", "1 thread")):
+        monkeypatch.setenv("LOSSBOOK_THREADS", value)
+        assert train(Config(**SMALL), "cpu")["device"].endswith(f", {says}")
+    assert seen == [2, 1] and torch.get_num_threads() == before
+    for wrong in ("0", "two", "-1", "1.5"):
+        monkeypatch.setenv("LOSSBOOK_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"LOSSBOOK_THREADS={wrong!r} was given; allowed: a whole number from 1"):
+            train(Config(**SMALL), "cpu")
+
+
 # --- configurations and their hash ----------------------------------------------------------------------------
 
 
