@@ -434,3 +434,10 @@ def test_verdict_of_the_recipe_a_part_does_not_show(recipe, part):
     assert len(table) == 2 and (table["difference"].abs() < 0.2).all() and (table["p_holm"] > 0.05).all()
     nll = recipe.pivot_table(index="dataset", columns="variant", values="nll")
     assert ((nll[f"without {part}"] - nll["whole recipe"]).abs() < 0.01).all()
+
+
+def test_verdict_airbench_reaches_94_percent_on_cifar10():
+    """On all training images, by the last epoch, and at the figure that the README gives."""
+    (row,) = results.published("airbench").to_dict("records")
+    assert row["status"] == "done" and row["test_accuracy"] >= 0.94 and row["train_size"] == 0
+    assert f"on CIFAR10: {row['test_accuracy']:.1%}".replace("%", " %") in (results.PROJECT / "README.md").read_text()
