@@ -593,25 +593,25 @@ def accuracy(predicted: Tensor, labels: Tensor, where: Tensor | None = None) -> 
 def _optimiser(config: Config, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimiser of a run; each group has its `share` of the learning rate, `until` a share of the steps."""
     parameters = [p for p in network.parameters() if p.requires_grad]
-    groups = [{"params": parameters, "share": 1.0, "until": 1.0}]
+    shifts, whitening = set(), set()
     if config.optimiser == "airbench":
         shifts = {m.bias for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
         whitening = {network.member[0].bias} if isinstance(network.member, models.Airbench) else set()
-        shares = [
-            (set(parameters) - shifts - whitening, 1.0, 1.0),
-            (shifts, BIAS_SHARE, 1.0),
-            (whitening, 1.0, WHITENING_SHARE),
-        ]
-        groups = [  # in a group of another share the decay is such that the rate times the decay is the same for all
-            {
-                "params": [p for p in parameters if p in members],
-                "share": share,
-                "until": until,
-                "weight_decay": config.weight_decay / share,
-            }
-            for members, share, until in shares
-            if members
-        ]
+    shares = (
+        (set(parameters) - shifts - whitening, 1.0, 1.0),
+        (shifts, BIAS_SHARE, 1.0),
+        (whitening, 1.0, WHITENING_SHARE),
+    )
+    groups = [  # the decay is such that the rate times the decay is the same for all
+        {
+            "params": [p for p in parameters if p in members],
+            "share": share,
+            "until": until,
+            "weight_decay": config.weight_decay / share,
+        }
+        for members, share, until in shares
+        if members
+    ]
     for group in groups:  # on a GPU a tensor, which a recorded step reads anew each time
         group["lr"] = torch.tensor(config.learning_rate, device=device) if device.type == "cuda" else 0.0
     settings = dict(weight_decay=config.weight_decay, fused=True)

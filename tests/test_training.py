@@ -13,7 +13,6 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from lossbook import data, models, training
 from lossbook.training import (
     Config,
-    _optimiser,
     augment,
     calibration,
     canonical_loss,
@@ -312,7 +311,7 @@ def test_airbench_groups_its_biases():
     """Batch norm's biases alone learn at 64 times the rate; the whitening layer's is fixed after three tenths."""
     network = models.Stack([models.create("airbench", (3, 32, 32), 10)])
     config = Config(dataset="cifar10", model="airbench", optimiser="airbench", learning_rate=1.5, weight_decay=1e-3)
-    weights, shifts, whitening = _optimiser(config, network, torch.device("cpu")).param_groups
+    weights, shifts, whitening = training._optimiser(config, network, torch.device("cpu")).param_groups
     assert {p.ndim for p in weights["params"]} == {2, 4} and len(weights["params"]) == 7
     assert len(shifts["params"]) == 6 and shifts["share"] * shifts["weight_decay"] == pytest.approx(1e-3)
     assert whitening["params"] == [network.member[0].bias] and whitening["until"] == 0.3

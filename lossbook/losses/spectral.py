@@ -197,12 +197,12 @@ def _transformed() -> bool:
 def _by_form(logits: Tensor, target: Tensor, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
     classes = logits.shape[-1]
-    table = logits.dtype, logits.device, (classes, *key)
-    if classes >= 16 and not target.is_floating_point() and not _transformed():
+    few, table = classes < 16, (logits.dtype, logits.device, (classes, *key))
+    if not few and not target.is_floating_point() and not _transformed():
         return _OfLabels.apply(logits, target, _form(*table))
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
-    first = logits.device.type == "cpu" and classes < 16
+    first = few and logits.device.type == "cpu"
     p, root = torch.softmax(logits.mT, 0) if first else torch.softmax(logits, -1), _root(*table)
     if target.is_floating_point():
         label = root @ target.mT if first else target @ root
