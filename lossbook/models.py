@@ -130,7 +130,7 @@ class Airbench(nn.Sequential):
     def whiten(self, images: Tensor) -> None:
         """Make the first layer the principal directions of 2x2 patches, scaled to unit variance, and their minus."""
         patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
-        values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()))
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T.double()).cpu())
         directions = (vectors / (values + 5e-4).sqrt()).T.flip(0).unflatten(1, self[0].weight.shape[1:])
         self[0].weight.copy_(torch.cat([directions, -directions]))
         self[0].bias.zero_()

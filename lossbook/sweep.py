@@ -581,7 +581,7 @@ def stacks(configs: Iterable[Config], workers: int | None = None, device: str | 
         values = group[0].batch_size * math.prod(data.spec(group[0].dataset).image)
         share = math.ceil(len(group) / (_workers(workers) if device == "cpu" else 1))
         size = min(share, MOST_TOGETHER[device], VALUES_TOGETHER[device] // values)
-        size = size if size >= FEWEST_TOGETHER else 1
+        size = math.ceil(len(group) / math.ceil(len(group) / size)) if size >= FEWEST_TOGETHER else 1  # about as large
         # sorted, because runs of the same loss that stand side by side share one call of it
         made += [sorted(group[i : i + size], key=lambda config: config.loss) for i in range(0, len(group), size)]
     return made

@@ -205,6 +205,13 @@ def _images(
     return data.standardise(images, mean, std).to(device, dtype)
 
 
+@functools.lru_cache(maxsize=256)
+def _noisy_labels(name: str, kind: str, rate: float, seed: int) -> Tensor:
+    """Noisy labels of all training images; kept, because every loss of a grid meets the same ones."""
+    dataset = data.load_with_statistics(name)[0]
+    return noise.flip_labels(dataset.y_train, kind, rate, dataset.num_classes, generator("labels", seed), name)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """The data of a run, on its device.
@@ -233,10 +240,7 @@ def prepare(config: Config, device: torch.device) -> Split:
     clean = torch.from_numpy(dataset.y_train).long()
     if config.train_size > len(clean):
         raise ValueError(f"train_size={config.train_size} was given; {config.dataset} has {len(clean)} images")
-    labels = noise.flip_labels(
-        clean, config.noise_kind, config.noise_rate, dataset.num_classes, generator("labels", config.seed),
-        config.dataset,
-    )  # fmt: skip
+    labels = _noisy_labels(config.dataset, config.noise_kind, config.noise_rate, config.seed)
     positions = torch.arange(len(clean))
     if config.train_size:
         positions = torch.randperm(len(clean), generator=generator("subset", config.seed))[: config.train_size]
@@ -430,12 +434,13 @@ def train_together(configs: Sequence[Config], device: str | torch.device | None 
 
 def _train(configs: Sequence[Config], splits: list[Split], device: torch.device) -> list[dict[str, object]]:
     shared, dataset = configs[0], splits[0].dataset
-    members = [
-        models.create(
-            shared.model, dataset.input_shape, dataset.num_classes, derived_seed("initialisation", config.seed)
+    initial = {
+        seed: models.create(
+            shared.model, dataset.input_shape, dataset.num_classes, derived_seed("initialisation", seed)
         )
-        for config in configs
-    ]
+        for seed in {config.seed for config in configs}
+    }
+    members = [initial[config.seed] for config in configs]
     labels, clean, train, validation = (
         torch.stack([getattr(split, field) for split in splits]) for field in ("labels", "clean", "train", "validation")
     )
@@ -445,12 +450,15 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
     begins = [next(i for i, tensor in enumerate(distinct) if tensor is split.images) for split in splits]
     begin = torch.tensor(begins, device=device)[:, None] * len(distinct[0])
     if hasattr(members[0], "whiten"):
-        members[0].whiten(images[train[0, :PROBE]].float().cpu())
+        members[0].whiten(images[train[0, :PROBE]].float())
     # channels last is faster on a GPU and for wide convolutions, slower for narrow ones on a CPU
     wide = device.type == "cuda" or shared.model in models.WIDE
     network = models.Stack(members).to(device, memory_format=torch.channels_last if wide else torch.preserve_format)
-    if device.type == "cuda" and shared.mode == "fast":
-        network.compile(dynamic=False)  # one compilation an architecture: later runs have other weights, not other code
+    forward = network
+    if device.type == "cuda" and shared.mode == "fast" and shared.model not in models.STACKABLE:
+        # compiled once an architecture: later runs have other weights, not other code. A stack of perceptrons is done
+        # with hundreds of runs before its compilation would be.
+        forward = torch.compile(network.forward, dynamic=False)
 
     criteria = [make_loss(config, dataset.num_classes) for config in configs]
     alike = [list(group) for _, group in itertools.groupby(range(len(configs)), key=lambda run: repr(criteria[run]))]
@@ -461,7 +469,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
     def step(chosen: Tensor) -> None:
         batch, wanted = _take(seen, chosen + begin), labels.gather(1, chosen)
         with precision(shared.mode, device):
-            logits = network(batch)
+            logits = forward(batch)
             loss = torch.cat(
                 [criteria[runs[0]](logits[runs[0] : runs[-1] + 1], wanted[runs[0] : runs[-1] + 1]).mean(-1)
                  for runs in alike]

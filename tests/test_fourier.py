@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -407,3 +410,33 @@ def test_distance_takes_counts_and_changes_nothing_under_autocast():
     assert fourier_distance(x, y).item() == pytest.approx(exact.item(), rel=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert fourier_distance(x.double(), y.double()) == exact
+
+
+KERNEL = """
+import torch
+from lossbook.losses import _kernel, spectral
+
+random = torch.Generator().manual_seed(0)
+for classes in (2, 3, 10, 16, 17, 100, 128):
+    form = torch.from_numpy(spectral.quadratic_form(classes, 1.0, "wrap", "order", 0, 0)).float()
+    for batch in (0, 1, 7, 300):
+        logits = 5 * torch.randn(batch, classes, generator=random)
+        labels = torch.randint(classes, (batch,), generator=random)
+        if batch:
+            logits[0, 0] = 1e4
+        found = _kernel.both(logits, labels, form)
+        expected = spectral._OfLabels.both(logits.double(), labels, form.double())
+        for one, other in zip(found, expected):
+            torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-6)
+        assert (found[0] >= 0).all()
+value, gradient = _kernel.both(logits[:3], torch.tensor([-1, 5, classes]), form)
+assert value.isnan().tolist() == [True, False, True] == gradient.isnan().any(1).tolist()
+"""
+
+
+def test_the_kernel_of_a_gpu_is_the_formula():
+    """In Triton's interpreter, which needs no GPU; labels that are no class come out as NaN."""
+    pytest.importorskip("triton", reason="no Triton on this platform")
+    there = dict(os.environ, TRITON_INTERPRET="1")
+    done = subprocess.run([sys.executable, "-c", KERNEL], env=there, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -535,12 +535,18 @@ def test_no_device_is_fixed_at_import():
 
 @EACH
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_equals_cpu(name):
-    z, labels, soft = sample()
-    for target in (labels, soft):
-        value = of(name)(z.cuda(), target.cuda())
+@pytest.mark.parametrize("classes", [5, 100])
+def test_gpu_equals_cpu(name, classes):
+    """Value and gradient, in the precision of a training."""
+    z, labels, soft = sample(300, classes)
+    for target in (labels, soft.float()):
+        here, there = z.float().requires_grad_(), z.float().cuda().requires_grad_()
+        value = of(name)(there, target.cuda())
         assert value.is_cuda
-        torch.testing.assert_close(value.cpu(), of(name)(z, target))
+        torch.testing.assert_close(value.cpu(), of(name)(here, target), rtol=1e-4, atol=1e-5)
+        value.sum().backward()
+        of(name)(here, target).sum().backward()
+        torch.testing.assert_close(there.grad.cpu(), here.grad, rtol=1e-4, atol=1e-5)
 
 
 # --- the scale of the gradient -------------------------------------------------------------------------------

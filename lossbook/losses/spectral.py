@@ -11,9 +11,11 @@ The symbol m(k) says how a frequency is measured. The loss is the square of the 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
 import numpy
 import torch
@@ -177,8 +179,8 @@ class _OfLabels(torch.autograd.Function):
         return value.clamp_min(0), (g - mean) * p  # rounding can take the value below zero
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, form: Tensor) -> Tensor:
-        value, ctx.gradient = _OfLabels.both(logits, labels, form)
+    def forward(ctx, logits: Tensor, labels: Tensor, form: Tensor, kernel: ModuleType | None) -> Tensor:
+        value, ctx.gradient = (kernel or _OfLabels).both(logits, labels, form)
         ctx.save_for_backward(logits, labels, form)
         return value
 
@@ -186,7 +188,7 @@ class _OfLabels(torch.autograd.Function):
     def backward(ctx, slope: Tensor):
         # where the gradient is to be differentiated itself, it takes its formula
         gradient = _OfLabels.both(*ctx.saved_tensors)[1] if torch.is_grad_enabled() else ctx.gradient
-        return slope.unsqueeze(-1) * gradient, None, None
+        return slope.unsqueeze(-1) * gradient, None, None, None
 
 
 def _transformed() -> bool:
@@ -194,12 +196,27 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def _kernel_for(logits: Tensor) -> ModuleType | None:
+    """The module with one kernel for all of it, where it takes these logits."""
+    if logits.device.type != "cuda" or logits.dtype != torch.float32 or torch.compiler.is_compiling():
+        return None
+    kernel = _kernel()
+    return kernel if kernel and logits.shape[-1] <= kernel.MOST_CLASSES else None
+
+
+@functools.cache
+def _kernel() -> ModuleType | None:
+    return importlib.import_module("lossbook.losses._kernel") if importlib.util.find_spec("triton") else None
+
+
 def _by_form(logits: Tensor, target: Tensor, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
     classes = logits.shape[-1]
     few, table = classes < 16, (logits.dtype, logits.device, (classes, *key))
-    if not few and not target.is_floating_point() and not _transformed():
-        return _OfLabels.apply(logits, target, _form(*table))
+    if not target.is_floating_point() and not _transformed():
+        kernel = _kernel_for(logits)
+        if kernel or not few:
+            return _OfLabels.apply(logits, target, _form(*table), kernel)
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
     first = few and logits.device.type == "cpu"
