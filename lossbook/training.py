@@ -658,6 +658,12 @@ class _Lookahead:
         torch._foreach_copy_(self.fast, self.slow)
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream to record on: cuBLAS keeps a workspace for every stream it has seen."""
+    return torch.cuda.Stream(device)
+
+
 def _captured(
     step: Callable[[Tensor], None], example: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, total: Tensor
 ) -> Callable[[Tensor], None]:
@@ -666,7 +672,7 @@ def _captured(
     weights = [tensor for tensor in network.state_dict().values()]
     before = [tensor.clone() for tensor in weights]
     network.train()
-    side = torch.cuda.Stream()
+    side = _side_stream(chosen.device)
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
@@ -674,7 +680,7 @@ def _captured(
     torch.cuda.current_stream().wait_stream(side)
     optimiser.zero_grad()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         step(chosen)
     for tensor, value in zip(weights, before, strict=True):
         tensor.copy_(value)

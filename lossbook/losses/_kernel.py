@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_CLASSES = 128  # a block holds the whole matrix
+# A block holds the whole matrix and multiplies without tensor cores: at 100 classes that took 0.14 ms on an H100, where
+# the compiled formula took 0.02 ms, forward and backward.
+MOST_CLASSES = 32
 
 
 @triton.jit
