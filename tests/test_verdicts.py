@@ -23,25 +23,31 @@ def against(rows, baseline, by=("dataset", "setting")):
     return table.assign(difference=100 * table["difference"], half_width=100 * table["half_width"])
 
 
+def given(row):
+    """A difference as the notebook and the README give it."""
+    return f"{row['difference']:.1f} ± {row['half_width']:.1f}"
+
+
 def test_published_grid_is_whole(labels):
-    """Five seeds of every loss in every setting of the multi-layer perceptron; none diverged."""
-    mlp = labels[labels["model"] == "mlp"]
-    counts = mlp.groupby(["dataset", "loss", "setting"])["seed"].nunique()
-    settings = {"clean", "symmetric 20 %", "symmetric 40 %", "symmetric 60 %", "asymmetric 40 %"}
-    assert set(mlp["dataset"]) == set(SETS) and set(mlp["setting"]) >= settings
-    assert set(mlp["loss"]) == set(sweep.noisy_labels("paper", "mnist", "mlp").losses)
-    assert (counts >= 5).all()
-    assert (mlp["status"] == "done").all()
-    symmetric = mlp[mlp["noise_kind"] == "symmetric"]
+    """Every loss in every setting: ten seeds of the multi-layer perceptron, five of the CNN; none diverged."""
+    for model, datasets, seeds in (("mlp", SETS, 10), ("cnn_small", (*SETS, "cifar10"), 5)):
+        rows = labels[labels["model"] == model]
+        grid = sweep.noisy_labels("paper", "mnist", model)
+        counts = rows.groupby(["dataset", "loss", "noise_kind", "noise_rate"])["seed"].nunique()
+        assert set(rows["dataset"]) == set(datasets) and set(rows["loss"]) == set(grid.losses)
+        assert len(counts) == len(datasets) * len(grid.losses) * len(grid.noise) and (counts == seeds).all()
+        assert (rows["status"] == "done").all()
+    symmetric = labels[labels["noise_kind"] == "symmetric"]
     assert (symmetric["realised_noise_rate"] - symmetric["noise_rate"]).abs().max() < 0.01
 
 
 def test_verdict_accuracy_is_competitive_on_clean_labels(labels):
-    """Order one and one half stay within one point of cross-entropy on clean labels."""
+    """Order one and one half are half a point behind cross-entropy on clean labels, or less; order two below one."""
     clean = labels[(labels["setting"] == "clean") & (labels["model"] == "mlp")]
     table = against(clean, "cross_entropy", ["dataset"])
     ours = table[table["loss"].isin([ORDERED, "fourier(s=0.5)"])]
-    assert len(ours) == 4 and ours["difference"].between(-1, 1).all()
+    assert len(ours) == 4 and ours["difference"].between(-0.55, 0).all()
+    assert table.loc[table["loss"] == "fourier(s=2)", "difference"].between(-0.75, 0).all()
 
 
 def test_verdict_accuracy_is_not_competitive_on_cifar10(labels):
@@ -49,65 +55,107 @@ def test_verdict_accuracy_is_not_competitive_on_cifar10(labels):
     rows = results.published("noisy_labels").query("dataset == 'cifar10' and model == 'cnn_small' and seed < 1000")
     rows = rows[rows["loss"].isin([ORDERED, "cross_entropy"])].assign(setting=figures.setting_names)
     table = against(rows, "cross_entropy", ["setting", "learning_rate"])
-    assert set(table["learning_rate"]) == {0.001, 0.003} and len(table) == 4
+    assert set(table["learning_rate"]) == {0.001, 0.003} and len(table) == 5  # asymmetric noise at the one rate
     assert (table["difference"] < -2).all()
-    whole = table[(table["learning_rate"] == 0.001)]
+    whole = table[(table["learning_rate"] == 0.001)].set_index("setting").loc[["clean", "symmetric 40 %"]]
     assert (whole["n"] == 5).all() and (whole["difference"] + whole["half_width"] < -1.5).all()
+    assert list(whole.apply(given, axis=1)) == ["-3.3 ± 0.9", "-2.8 ± 0.9"]
+    brier = against(labels[labels["model"] == "cnn_small"], "brier").set_index(["dataset", "setting", "loss"])
+    assert given(brier.loc["cifar10", "clean", ORDERED]) == "-2.7 ± 0.6"
 
 
 def test_verdict_not_more_robust_than_brier(labels):
-    """Order one and two fall behind Brier, their own order zero, under symmetric noise of 40 and 60 %."""
-    noisy = labels[labels["setting"].isin(["symmetric 40 %", "symmetric 60 %"]) & (labels["model"] == "mlp")]
+    """Order one and two fall behind Brier, their own order zero, under symmetric noise of 40 % and more."""
+    settings = [f"symmetric {rate} %" for rate in (40, 60, 80)]
+    noisy = labels[labels["setting"].isin(settings) & (labels["model"] == "mlp")]
     colour = labels[(labels["dataset"] == "cifar10") & (labels["setting"] == "symmetric 40 %")]
-    for rows, count in ((noisy, 8), (colour, 2)):
+    for rows, count in ((noisy, 12), (colour, 2)):
         table = against(rows, "brier")
         ours = table[table["loss"].isin([ORDERED, "fourier(s=2)"])]
         assert len(ours) == count and (ours["difference"] < 0).all()
+    table = against(noisy, "brier").set_index(["dataset", "setting", "loss"])
+    assert given(table.loc["mnist", "symmetric 60 %", ORDERED]) == "-2.4 ± 0.3"
+    assert given(table.loc["fashion_mnist", "symmetric 60 %", ORDERED]) == "-1.2 ± 0.3"
+    half = table.loc["mnist", "symmetric 80 %", "fourier(s=0.5)"]  # the exception that the notebook names
+    assert given(half) == "7.8 ± 1.2"
+    others = table[table.index.get_level_values("loss") == "fourier(s=0.5)"].drop(half.name)
+    assert not ((others["difference"] > 0) & (others["p_holm"] < 0.05)).any()
 
 
-def test_verdict_order_of_the_classes_is_irrelevant(labels):
-    """Natural against shuffled classes: no difference under symmetric noise that survives Holm's correction."""
-    mlp = labels[labels["model"] == "mlp"]
-    pair = mlp[mlp["loss"].isin([ORDERED, SHUFFLED]) & mlp["setting"].str.startswith(("clean", "symmetric"))]
-    table = against(pair, SHUFFLED)
-    assert len(table) == 8
+def test_verdict_gains_on_cross_entropy_depend_on_data_rate_and_learning_rate(labels):
+    """Order one less cross-entropy under symmetric noise, as the notebook has it."""
+    table = against(labels[labels["model"] == "mlp"], "cross_entropy").set_index(["dataset", "setting", "loss"])
+    figures_given = {
+        ("mnist", 40): "1.7 ± 0.3", ("mnist", 60): "2.0 ± 0.5", ("mnist", 80): "-6.5 ± 1.3",
+        ("fashion_mnist", 40): "-0.4 ± 0.2", ("fashion_mnist", 80): "-5.1 ± 1.2",
+    }  # fmt: skip
+    for (dataset, rate), text in figures_given.items():
+        assert given(table.loc[dataset, f"symmetric {rate} %", ORDERED]) == text
+    rows = results.published("noisy_labels").query("dataset == 'mnist' and model == 'mlp' and seed < 5")
+    rows = rows[(rows["noise_kind"] == "symmetric") & (rows["noise_rate"] == 0.4) & (rows["learning_rate"] == 0.001)]
+    equal = against(rows, "cross_entropy", ["learning_rate"]).set_index("loss").loc[ORDERED]
+    assert equal["n"] == 5 and equal["difference"] + equal["half_width"] < 0 and f"{equal['difference']:.1f}" == "-0.7"
+
+
+@pytest.fixture(scope="module")
+def order():
+    """Natural less shuffled classes, multi-layer perceptron, by data set, learning rate and setting."""
+    rows = results.published("noisy_labels").query("model == 'mlp' and seed < 1000")
+    rows = rows[rows["loss"].isin([ORDERED, SHUFFLED])].assign(setting=figures.setting_names)
+    return against(rows, SHUFFLED, ["dataset", "learning_rate", "setting"])
+
+
+def test_verdict_order_of_the_classes_is_irrelevant(order):
+    """No difference at equal learning rates under symmetric noise that survives Holm's correction."""
+    table = order[order["setting"].str.startswith(("clean", "symmetric"))]
+    assert set(table["dataset"]) == set(SETS) and len(table) == 11
     assert not (results.holm(table["p"]) < 0.05).any()
 
 
-def test_verdict_the_order_helps_where_the_noise_follows_it(labels):
-    """Ring noise: orders one and two beat Brier and cross-entropy, shuffled classes lose; yet others do better."""
+def test_verdict_the_order_helps_where_the_noise_follows_it(labels, order):
+    """Ring noise: orders one and two beat Brier and cross-entropy, shuffled classes do not; yet others do better."""
     rows = labels[(labels["setting"] == "ring 40 %") & (labels["dataset"] == "mnist")]
-    for baseline in ("brier", "cross_entropy"):
+    figures_given = {"brier": ("3.5 ± 0.5", "3.4 ± 0.5"), "cross_entropy": ("4.3 ± 0.4", "4.1 ± 0.5")}
+    for baseline, texts in figures_given.items():
         table = against(rows, baseline).set_index("loss")
         ours = table.loc[[ORDERED, "fourier(s=2)"]]
-        assert (ours["n"] == 5).all() and (ours["p_holm"] < 0.05).all()
-        assert (ours["difference"] - ours["half_width"] > 1.5).all()
-        assert table.loc[SHUFFLED, "difference"] + table.loc[SHUFFLED, "half_width"] < 0
-    order = against(rows, SHUFFLED).set_index("loss").loc[ORDERED]
-    assert order["difference"] - order["half_width"] > 3.5
+        assert (ours["n"] == 10).all() and (ours["p_holm"] < 0.05).all()
+        assert tuple(ours.apply(given, axis=1)) == texts
+        assert not (table.loc[SHUFFLED, "difference"] > 0 and table.loc[SHUFFLED, "p_holm"] < 0.05)
+    worth = order.set_index(["dataset", "setting"]).loc["mnist"]
+    assert given(worth.loc["ring 40 %"]) == "4.1 ± 0.6" and given(worth.loc["asymmetric 40 %"]) == "1.1 ± 0.7"
     means = rows.groupby("loss")["test_accuracy"].mean()
-    assert min(means["sce"], means["nce_rce"]) > means["fourier(s=2)"]
-    assert min(means["rps"], means["label_smoothing"]) > means[ORDERED]
+    assert min(means["sce"], means["nce_rce"]) > means[ORDERED] > means["fourier(s=2)"]
+    assert abs(means["rps"] - means[ORDERED]) < 0.003
 
 
-def test_verdict_the_order_helps_on_fashion_mnist_and_under_pair_noise(labels):
+def test_verdict_the_order_helps_on_fashion_mnist_and_under_pair_noise(labels, order):
     """Order one beats Brier, cross-entropy and its shuffled self by what the notebook says; yet others do as well."""
-    figures_given = {  # less Brier, cross-entropy, shuffled classes
-        ("fashion_mnist", "ring 40 %", ORDERED): ("2.1 ± 0.3", "0.7 ± 0.3", "2.8 ± 0.8"),
-        ("mnist", "pair 40 %", ORDERED): ("7.0 ± 1.3", "5.8 ± 1.3", "5.7 ± 0.5"),
-        ("mnist", "pair 40 %", "fourier(s=2)"): ("12.4 ± 0.9", "11.2 ± 0.7", "11.1 ± 0.8"),
+    figures_given = {  # less Brier, cross-entropy
+        ("fashion_mnist", "ring 40 %", ORDERED): ("2.2 ± 0.2", "0.8 ± 0.2"),
+        ("fashion_mnist", "pair 40 %", ORDERED): ("4.6 ± 0.5", "2.3 ± 0.3"),
+        ("mnist", "pair 40 %", ORDERED): ("7.3 ± 0.4", "6.0 ± 0.5"),
+        ("mnist", "pair 40 %", "fourier(s=2)"): ("12.9 ± 0.7", "11.5 ± 0.5"),
     }
     rows = labels[(labels["model"] == "mlp") & labels["noise_kind"].isin(["pair", "ring"])]
-    for place, baseline in enumerate(("brier", "cross_entropy", SHUFFLED)):
+    for place, baseline in enumerate(("brier", "cross_entropy")):
         table = against(rows, baseline).set_index(["dataset", "setting", "loss"])
-        for key, given in figures_given.items():
+        for key, texts in figures_given.items():
             ours = table.loc[key]
-            assert ours["n"] == 5 and ours["p_holm"] < 0.05
-            assert f"{ours['difference']:.1f} ± {ours['half_width']:.1f}" == given[place]
+            assert ours["n"] == 10 and ours["p_holm"] < 0.05 and given(ours) == texts[place]
+    worth = order.set_index(["dataset", "setting"])
+    for key, text in {
+        ("fashion_mnist", "ring 40 %"): "2.8 ± 0.8",
+        ("fashion_mnist", "pair 40 %"): "4.2 ± 1.3",
+        ("mnist", "pair 40 %"): "6.5 ± 0.6",
+    }.items():
+        assert given(worth.loc[key]) == text
     means = rows.groupby(["dataset", "setting", "loss"])["test_accuracy"].mean()
     garments, digits = means["fashion_mnist", "ring 40 %"], means["mnist", "pair 40 %"]
     assert garments["label_smoothing"] > garments[[ORDERED, "fourier(s=0.5)", "fourier(s=2)"]].max()
     assert min(digits["nce_rce"], digits["sce"]) > digits["fourier(s=2)"] > digits[ORDERED]
+    paired = means["fashion_mnist", "pair 40 %"]
+    assert min(paired["nce_rce"], paired["sce"]) > paired[[ORDERED, "fourier(s=0.5)", "fourier(s=2)"]].max()
 
 
 def test_verdict_a_foreign_order_costs_on_cifar10(labels):
@@ -120,11 +168,15 @@ def test_verdict_a_foreign_order_costs_on_cifar10(labels):
 
 
 def test_verdict_robust_losses_gain_more(labels):
-    """At 60 % symmetric noise GCE and SCE beat every Fourier order, on both data sets."""
+    """At 60 % symmetric noise GCE and SCE beat every Fourier order, at 80 % SCE does, on both data sets."""
     noisy = labels[(labels["setting"] == "symmetric 60 %") & (labels["model"] == "mlp")]
     means = noisy.groupby(["dataset", "loss"])["test_accuracy"].mean().unstack()
     spectral = [loss for loss in means if loss.startswith("fourier")]
     assert (means[["gce", "sce"]].min(axis=1) > means[spectral].max(axis=1)).all()
+    noisier = labels[(labels["setting"] == "symmetric 80 %") & (labels["model"] == "mlp")]
+    means = noisier.groupby(["dataset", "loss"])["test_accuracy"].mean().unstack()
+    assert (means["sce"] - means.drop(columns="sce").max(axis=1) > 0.04).all()
+    assert means.loc["mnist", ["mae", "nce_rce"]].max() < 0.15  # some classes are never predicted
 
 
 def test_verdict_gains_on_noisy_images_are_not_fourier():
@@ -457,7 +509,10 @@ def test_verdict_of_the_recipe_a_part_does_not_show(recipe, part):
 
 
 def test_verdict_airbench_reaches_94_percent_on_cifar10():
-    """On all training images, by the last epoch, and at the figure that the README gives."""
-    (row,) = results.published("airbench").to_dict("records")
-    assert row["status"] == "done" and row["test_accuracy"] >= 0.94 and row["train_size"] == 0
-    assert f"on CIFAR10: {row['test_accuracy']:.1%}".replace("%", " %") in (results.PROJECT / "README.md").read_text()
+    """On all training images, by the last epoch, in the mean over seeds, with either loss, as the README gives it."""
+    rows = results.published("airbench")
+    assert (rows["status"] == "done").all() and (rows["train_size"] == 0).all()
+    readme = (results.PROJECT / "README.md").read_text()
+    for loss, n in (("cross_entropy", 8), ("label_smoothing(epsilon=0.2)", 5)):
+        mean, half, count = results.interval(100 * rows.loc[rows["loss"] == loss, "test_accuracy"])
+        assert count == n and mean >= 94 and f"{mean:.2f} ± {half:.2f} %" in readme
