@@ -168,7 +168,10 @@ class Stack(nn.Module):
             self.names = list(stacked)
             self.member = None
             self._skeleton = (members[0].to("meta"),)  # in a tuple, so that its parameters are not ours
-            self.values = nn.ParameterList(value.detach() for value in stacked.values())
+            # matrices transposed, as batched products make their gradients: else each of these is copied every step
+            self.values = nn.ParameterList(
+                value.detach().mT.contiguous() if value.ndim == 3 else value.detach() for value in stacked.values()
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         if self.member is not None:
@@ -177,7 +180,8 @@ class Stack(nn.Module):
         def one(values: dict[str, Tensor], image: Tensor) -> Tensor:
             return torch.func.functional_call(self._skeleton[0], values, (image,))
 
-        return torch.vmap(one)(dict(zip(self.names, self.values, strict=True)), images)
+        values = (value.mT if value.ndim == 3 else value for value in self.values)
+        return torch.vmap(one)(dict(zip(self.names, values, strict=True)), images)
 
 
 MODELS = {
