@@ -15,6 +15,7 @@ from lossbook.data import CHUNK
 
 LABEL_KINDS = ("none", "symmetric", "uniform", "pair", "ring", "asymmetric")
 IMAGE_KINDS = ("none", "gaussian", "salt_pepper", "blur")
+DRAWN_IMAGE_KINDS = ("gaussian", "salt_pepper")  # by a generator; the others are the same for every seed
 
 # The superclass of each fine class of CIFAR-100, in the order of the fine labels.
 CIFAR100_COARSE = (

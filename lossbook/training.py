@@ -190,11 +190,10 @@ def derived_seed(purpose: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:7], "big")
 
 
-@functools.lru_cache(maxsize=16)
 def _images(
     name: str, part: str, kind: str, level: float, seed: int, purpose: str, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Standardised images of a set, damaged first where a kind is given. Kept on the device between runs."""
+    """Standardised images of a set, damaged first where a kind is given."""
     dataset, mean, std = data.load_with_statistics(name)
     if name in data.TABLES:
         rows = (getattr(dataset, f"x_{part}") - mean) / std
@@ -203,6 +202,11 @@ def _images(
     if kind != "none":
         images = noise.corrupt_images(images, kind, level, generator(purpose, seed))
     return data.standardise(images, mean, std).to(device, dtype)
+
+
+# Kept on the device between runs: those that are the same for every seed, and those that are drawn.
+_images_of_every_seed = functools.lru_cache(maxsize=16)(_images)
+_images_of_a_seed = functools.lru_cache(maxsize=16)(_images)
 
 
 @functools.lru_cache(maxsize=256)
@@ -253,9 +257,9 @@ def prepare(config: Config, device: torch.device) -> Split:
 
     def images(part: str, kind: str = "none", level: float = 0.0, purpose: str = "") -> Tensor:
         dtype = torch.bfloat16 if in_bfloat16(config.mode, device) else torch.float32
-        # without noise the images are the same for every seed
-        seed = config.seed if kind != "none" else 0
-        return _images(config.dataset, part, kind, level, seed, purpose, dtype, device)
+        if kind in noise.DRAWN_IMAGE_KINDS:
+            return _images_of_a_seed(config.dataset, part, kind, level, config.seed, purpose, dtype, device)
+        return _images_of_every_seed(config.dataset, part, kind, level, 0, "", dtype, device)
 
     return Split(
         dataset,

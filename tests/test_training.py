@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lossbook import data, models, training
+from lossbook import data, models, noise, training
 from lossbook.training import (
     Config,
     augment,
@@ -160,6 +160,17 @@ def test_noise_leaves_split_images_and_test_labels_alone():
     torch.rand(7)
     again = prepare(Config(train_size=400, noise_kind="symmetric", noise_rate=0.6), CPU)
     assert torch.equal(again.labels, noisy.labels)
+
+
+@pytest.mark.parametrize("kind", noise.IMAGE_KINDS)
+def test_image_noise_differs_from_seed_to_seed_where_it_is_drawn(kind):
+    one, other = (prepare(Config(image_noise=kind, image_level=0.5, panel=True, seed=seed), CPU) for seed in (0, 1))
+    assert (one.images is other.images) == (kind in ("none", "blur"))
+    for (damage, level), seen in one.panel.items():
+        assert (
+            (seen is other.panel[damage, level]) == torch.equal(seen, other.panel[damage, level]) == (damage == "blur")
+        )
+    assert one.test is other.test
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "pair", "ring"])
