@@ -337,7 +337,7 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
                 _with_intervals(axis, levels, [runs["test_accuracy"], *(panel[:, i] for i in chosen)], loss)
             axis.set_xlabel(units[kind])
         line[0].set_ylabel(f"{title(dataset)}\ntest accuracy (%)")
-        line[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axis, kind in zip(axes[0], kinds, strict=True):
         axis.set_title({"gaussian": "Gaussian noise", "salt_pepper": "salt and pepper", "blur": "blur"}[kind])
     caption(figure, f"Trained on clean images, tested on noisy ones ({title(settings[0][1])}). {runs_text(rows)}")

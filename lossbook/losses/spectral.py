@@ -175,10 +175,10 @@ class _OfLabels(torch.autograd.Function):
     def both(logits: Tensor, labels: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:
         """The values (B,) and the gradient (B, C)."""
         p = torch.softmax(logits, -1)
-        g = torch.addmm(form.index_select(0, labels), p, form, beta=-2, alpha=2)  # 2 Q (p - y)
-        mean = (p * g).sum(-1, keepdim=True)
+        g = form.index_select(0, labels).addmm_(p, form, beta=-2, alpha=2)  # 2 Q (p - y)
+        mean = torch.linalg.vecdot(p, g).unsqueeze(-1)
         value = (mean - g.gather(-1, labels.unsqueeze(-1))).squeeze(-1) / 2
-        return value.clamp_min(0), (g - mean) * p  # rounding can take the value below zero
+        return value.clamp_min(0), (g - mean).mul_(p)  # rounding can take the value below zero
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, form: Tensor, kernel: ModuleType | None) -> Tensor:
@@ -201,6 +201,8 @@ def _transformed() -> bool:
 def _kernel_for(logits: Tensor) -> ModuleType | None:
     """The module with one kernel for all of it, where it takes these logits."""
     if logits.device.type != "cuda" or logits.dtype != torch.float32 or torch.compiler.is_compiling():
+        return None
+    if logits.device.index != torch.cuda.current_device():  # the one that Triton starts its kernels on
         return None
     kernel = _kernel()
     return kernel if kernel and logits.shape[-1] <= kernel.MOST_CLASSES else None
