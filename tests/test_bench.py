@@ -205,6 +205,7 @@ def test_tables_are_written_with_their_provenance(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(results, "PROJECT", tmp_path)
     monkeypatch.setattr(results, "PUBLISHED", tmp_path / "data" / "results")
     monkeypatch.setattr(bench, "TABLES", {"stacking": lambda device: bench.stacking(device, quick=True)})
+    monkeypatch.setattr(bench.training, "default_device", lambda: torch.device("cpu"))
     bench.run(["stacking"])
     table = pandas.read_csv(tmp_path / "data" / "results" / "bench" / "stacking.csv")
     assert {"device", "torch", "commit", "cpu", "leaves_out"} <= set(
@@ -212,3 +213,16 @@ def test_tables_are_written_with_their_provenance(tmp_path, monkeypatch, capsys)
     ) and "stacked" in capsys.readouterr().out
     with pytest.raises(ValueError, match="stacking"):
         bench.run(["staking"])
+
+
+def test_published_tables_say_where_they_come_from():
+    """Those of a GPU stand beside those of a CPU, with its driver; and grids of runs reach their goals on both."""
+    tables = {path.stem: pandas.read_csv(path) for path in (results.PUBLISHED / "bench").glob("*.csv")}
+    assert set(tables) >= {*bench.TABLES, "many_runs_gpu", "loss_cost_gpu", "crossover_gpu"}
+    for name, table in tables.items():
+        wanted = "NVIDIA .*, driver .*, CUDA" if name.endswith("_gpu") else "CPU.* thread"
+        assert table["device"].str.contains(wanted).all() and table[["torch", "commit", "leaves_out"]].notna().all(
+            axis=None
+        )
+    for name in ("many_runs", "many_runs_gpu"):
+        assert set(tables[name]["batch"]) == {128, 512} and (tables[name]["ratio"] <= tables[name]["target"]).all()
