@@ -54,8 +54,10 @@ VALUES_TOGETHER = {"cpu": 2**20, "cuda": 2**27}
 MOST_TOGETHER = {"cpu": 32, "cuda": 2**20}  # on a CPU, the gradients of more are memory that is mapped anew each step
 FEWEST_TOGETHER = 4  # two or three gain nothing on the one at a time
 PIECE = 8  # minutes: a sweep of hours is run in calls of no more
-# Floating-point operations a second of a run where nothing is measured yet: one CPU thread; a guess for a GPU.
+# Where no run like it is measured yet: floating-point operations a second, of one CPU thread or a GPU, and the least
+# that a step takes by itself. An H100 reached 5e13 with a stack of perceptrons and 1.6e14 with the airbench network.
 OPERATIONS_PER_SECOND = {"cpu": 1e11, "cuda": 5e13}
+SECONDS_PER_STEP = {"cpu": 0.0, "cuda": 3e-4}
 # What the paper profile runs where nothing is named: data sets and their networks.
 PAPER = (
     ("mnist", "mlp"),
@@ -500,7 +502,11 @@ def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str
         return float((alike["seconds"] * share).median()), "measured"
     if not isinstance(config, Config):
         return 0.0, "not known before the first run"
-    return _operations(config.dataset, config.model) * config.epochs / OPERATIONS_PER_SECOND[device.type], "estimated"
+    seconds = _operations(config.dataset, config.model) / OPERATIONS_PER_SECOND[device.type]
+    if config.model not in models.STACKABLE:  # alone; a stack shares its steps out
+        steps = (config.train_size or data.spec(config.dataset).train) / config.batch_size
+        seconds = max(seconds, steps * SECONDS_PER_STEP[device.type])
+    return seconds * config.epochs, "estimated"
 
 
 @functools.lru_cache(maxsize=32)

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pandas
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -282,6 +283,16 @@ def test_expected_cost_is_measured_where_rows_are_there(tmp_path):
     assert basis == "measured" and after == pytest.approx(rows["seconds"].median())
     longer = sweep.plan("noisy_labels", **ONE | dict(epochs=7)).grid[0]
     assert sweep.expected_seconds(longer, rows)[0] == pytest.approx(7 * after / plan.grid[0].epochs)
+
+
+def test_on_a_gpu_a_small_network_alone_costs_its_steps(monkeypatch):
+    monkeypatch.setattr(sweep, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(sweep, "provenance", lambda device: {"device": "a GPU without rows"})
+    alone, stacked = (sweep.plan("noisy_labels", "paper", "mnist", model).grid[0] for model in ("cnn_small", "mlp"))
+    rows = results.published("noisy_labels")
+    seconds, basis = sweep.expected_seconds(alone, rows)
+    assert basis == "estimated" and seconds == pytest.approx(6 * 60000 / 256 * sweep.SECONDS_PER_STEP["cuda"])
+    assert sweep.expected_seconds(stacked, rows)[0] < 15 * 60000 / 512 * sweep.SECONDS_PER_STEP["cuda"]
 
 
 def test_the_paper_profile_covers_three_data_sets():
