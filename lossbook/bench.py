@@ -186,7 +186,10 @@ def _against_fused(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) ->
             steps[name, "compiled"] = _step(torch.compile(loss, fullgraph=True, dynamic=False), logits, labels)
     modes = list(dict.fromkeys(mode for _, mode in steps))
     if logits.is_cuda:  # what a step costs a run, which starts all its kernels at once
-        steps |= {(name, f"{mode}, recorded"): _recorded(step) for (name, mode), step in steps.items()}
+        steps |= {
+            (name, f"{mode}, recorded"): training.recorded(step, logits.device).replay
+            for (name, mode), step in steps.items()
+        }
     seconds = timed(steps, quick)
     rows = [
         {
@@ -205,20 +208,6 @@ def _against_fused(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) ->
     ]
     rows[-1] |= {"target": 1.3 if classes == 10 or logits.is_cuda else 2.0, "note": note}
     return rows
-
-
-def _recorded(step: Callable[[], object]) -> Callable[[], object]:
-    """The same on a GPU as one recorded graph of kernels."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def _against_transport(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) -> list[dict[str, object]]:

@@ -668,6 +668,23 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+def recorded(
+    step: Callable[[], object], device: torch.device, ready: Callable[[], object] = lambda: None
+) -> torch.cuda.CUDAGraph:
+    """A step as one CUDA graph, recorded when it has run three times and `ready` has been called."""
+    side = _side_stream(device)
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    ready()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        step()
+    return graph
+
+
 def _captured(
     step: Callable[[Tensor], None], example: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, total: Tensor
 ) -> Callable[[Tensor], None]:
@@ -676,16 +693,7 @@ def _captured(
     weights = [tensor for tensor in network.state_dict().values()]
     before = [tensor.clone() for tensor in weights]
     network.train()
-    side = _side_stream(chosen.device)
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(chosen)
-    torch.cuda.current_stream().wait_stream(side)
-    optimiser.zero_grad()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        step(chosen)
+    graph = recorded(functools.partial(step, chosen), chosen.device, optimiser.zero_grad)
     for tensor, value in zip(weights, before, strict=True):
         tensor.copy_(value)
     for state in optimiser.state.values():
