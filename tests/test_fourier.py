@@ -340,6 +340,20 @@ def test_gradient_of_a_label_is_that_of_its_one_hot_distribution_in_float32(clas
         torch.testing.assert_close(*pair, rtol=1e-4, atol=2e-7)
 
 
+@pytest.mark.parametrize("classes", [10, 20])
+def test_gradient_can_be_asked_for_again(classes):
+    """What is kept of the forward pass is handed on and scaled; asked again, it is worked out anew."""
+    z = torch.randn(40, classes, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    value = fourier(z, torch.arange(40) % classes)
+    first, second = (torch.autograd.grad(value.sum(), z, retain_graph=True)[0] for _ in range(2))
+    (scaled,) = torch.autograd.grad(3 * value.sum(), z, retain_graph=True)
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(scaled, 3 * first)
+    (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+    torch.testing.assert_close(slope, first)
+    assert torch.autograd.grad(slope.square().sum(), z)[0].norm() > 0
+
+
 class Largest(TorchDispatchMode):
     """Records how many elements the largest tensor has that any operation returns."""
 
@@ -418,18 +432,20 @@ from lossbook.losses import _kernel, spectral
 
 random = torch.Generator().manual_seed(0)
 for classes in (2, 3, 10, 16, 17, 32):
-    form = torch.from_numpy(spectral.quadratic_form(classes, 1.0, "wrap", "order", 0, 0)).float()
+    hessian = torch.from_numpy(2 * spectral.quadratic_form(classes, 1.0, "wrap", "order", 0, 0)).float()
     for batch in (0, 1, 7, 300):
         logits = 5 * torch.randn(batch, classes, generator=random)
         labels = torch.randint(classes, (batch,), generator=random)
         if batch:
             logits[0, 0] = 1e4
-        found = _kernel.both(logits, labels, form)
-        expected = spectral._OfLabels.both(logits.double(), labels, form.double())
+        found = _kernel.both(logits, labels, hessian)
+        z = logits.double().requires_grad_()
+        value = spectral._OfLabels.apply(z, labels, hessian.double(), None)
+        expected = value.detach(), torch.autograd.grad(value.sum(), z)[0]
         for one, other in zip(found, expected):
             torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-6)
         assert (found[0] >= 0).all()
-value, gradient = _kernel.both(logits[:3], torch.tensor([-1, 5, classes]), form)
+value, gradient = _kernel.both(logits[:3], torch.tensor([-1, 5, classes]), hessian)
 assert value.isnan().tolist() == [True, False, True] == gradient.isnan().any(1).tolist()
 """
 

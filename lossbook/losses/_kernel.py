@@ -17,7 +17,7 @@ MOST_CLASSES = 32
 
 
 @triton.jit
-def _of_labels(logits, labels, form, value, gradient, batch, classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _of_labels(logits, labels, hessian, value, gradient, batch, classes, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Rows of logits (batch, classes) a block; COLUMNS is the power of two that holds the classes."""
     row, column = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     place, inside = row[:, None] * classes + column[None, :], (row < batch)[:, None] & (column < classes)[None, :]
@@ -29,15 +29,15 @@ def _of_labels(logits, labels, form, value, gradient, batch, classes, ROWS: tl.c
     u = p - tl.where(column[None, :] == label, 1.0, 0.0)
     u = tl.where((label >= 0) & (label < classes), u, float("nan"))  # a kernel cannot raise
     square = (column < classes)[:, None] & (column < classes)[None, :]
-    q = tl.load(form + column[:, None] * classes + column[None, :], mask=square, other=0.0)
-    g = tl.dot(u, q, input_precision="ieee") * 2
+    q = tl.load(hessian + column[:, None] * classes + column[None, :], mask=square, other=0.0)
+    g = tl.dot(u, q, input_precision="ieee")
     half = tl.sum(u * g, 1) / 2
     tl.store(value + row, tl.where(half < 0, 0.0, half), mask=row < batch)
     tl.store(gradient + place, p * (g - tl.sum(p * g, 1)[:, None]), mask=inside)
 
 
-def both(logits: Tensor, labels: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:
-    """The values (B,) and the gradient (B, C) of float32 logits (B, C) at labels (B,), with the matrix form (C, C).
+def both(logits: Tensor, labels: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The values (B,) and the gradient (B, C) of float32 logits (B, C) at labels (B,), with the matrix 2 Q (C, C).
 
     A label that is no class makes both NaN.
     """
@@ -48,6 +48,6 @@ def both(logits: Tensor, labels: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:
     rows = max(16, 2048 // columns)
     if batch:
         _of_labels[(triton.cdiv(batch, rows),)](
-            logits, labels.contiguous(), form, value, gradient, batch, classes, rows, columns
+            logits, labels.contiguous(), hessian, value, gradient, batch, classes, rows, columns
         )
     return value, gradient

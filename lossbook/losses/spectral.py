@@ -143,8 +143,9 @@ def _root(dtype, device, key: tuple) -> Tensor:
 
 
 @_constant
-def _form(dtype, device, key: tuple) -> Tensor:
-    return torch.from_numpy(quadratic_form(*key)).to(dtype=dtype, device=device)
+def _hessian(dtype, device, key: tuple) -> Tensor:
+    """2 Q, the second derivative of the loss in p."""
+    return torch.from_numpy(2 * quadratic_form(*key)).to(dtype=dtype, device=device)
 
 
 @_constant
@@ -172,25 +173,32 @@ class _OfLabels(torch.autograd.Function):
     """
 
     @staticmethod
-    def both(logits: Tensor, labels: Tensor, form: Tensor) -> tuple[Tensor, Tensor]:
-        """The values (B,) and the gradient (B, C)."""
-        p = torch.softmax(logits, -1)
-        g = form.index_select(0, labels).addmm_(p, form, beta=-2, alpha=2)  # 2 Q (p - y)
-        mean = torch.linalg.vecdot(p, g).unsqueeze(-1)
-        value = (mean - g.gather(-1, labels.unsqueeze(-1))).squeeze(-1) / 2
-        return value.clamp_min(0), (g - mean).mul_(p)  # rounding can take the value below zero
+    def parts(logits: Tensor, labels: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p, u = p - y and the gradient in p, 2 Q u: all (B, C)."""
+        p, label = torch.softmax(logits, -1), labels.unsqueeze(-1)
+        u = p.scatter_add(-1, label, p.new_full(label.shape, -1))
+        return p, u, u @ hessian
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, form: Tensor, kernel: ModuleType | None) -> Tensor:
-        value, ctx.gradient = (kernel or _OfLabels).both(logits, labels, form)
-        ctx.save_for_backward(logits, labels, form)
+    def forward(ctx, logits: Tensor, labels: Tensor, hessian: Tensor, kernel: ModuleType | None) -> Tensor:
+        ctx.save_for_backward(logits, labels, hessian)
+        if kernel:
+            value, ctx.gradient = kernel.both(logits, labels, hessian)
+            return value
+        p, u, slope = _OfLabels.parts(logits, labels, hessian)
+        value = u.mul_(slope).sum(-1).mul_(0.5).clamp_min_(0)  # rounding can take it below zero
+        del u  # its memory is what the next line takes
+        ctx.gradient = torch._softmax_backward_data(slope, p, -1, p.dtype)
         return value
 
     @staticmethod
     def backward(ctx, slope: Tensor):
-        # where the gradient is to be differentiated itself, it takes its formula
-        gradient = _OfLabels.both(*ctx.saved_tensors)[1] if torch.is_grad_enabled() else ctx.gradient
-        return slope.unsqueeze(-1) * gradient, None, None, None
+        if ctx.gradient is not None and not torch.is_grad_enabled():
+            gradient, ctx.gradient = ctx.gradient, None  # handed on, to be scaled in its place
+            return gradient.mul_(slope.unsqueeze(-1)), None, None, None
+        # asked for a second time, or to be differentiated itself: by its formula
+        p, _, in_p = _OfLabels.parts(*ctx.saved_tensors)
+        return slope.unsqueeze(-1) * torch._softmax_backward_data(in_p, p, -1, p.dtype), None, None, None
 
 
 def _transformed() -> bool:
@@ -220,7 +228,7 @@ def _by_form(logits: Tensor, target: Tensor, *key) -> Tensor:
     if not target.is_floating_point() and not _transformed():
         kernel = _kernel_for(logits)
         if kernel or not few:
-            return _OfLabels.apply(logits, target, _form(*table), kernel)
+            return _OfLabels.apply(logits, target, _hessian(*table), kernel)
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
     first = few and logits.device.type == "cpu"
