@@ -242,18 +242,18 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
     return figure
 
 
-def differences(
-    rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] | None = None, limit: float = 30
-) -> Figure:
+def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] | None = None) -> Figure:
     """Paired differences in test accuracy to a baseline: a panel a setting, a point a loss and data set.
 
-    rows   with a column `setting`; without one the noise is the setting
-    limit  in points, where the scale ends
+    rows  with a column `setting`; without one the noise is the setting
+
+    The scale ends past the farthest mean, not before 30 points: an interval may be cut, a mean never.
     """
     if "setting" not in rows:
         rows = rows.assign(setting=setting_names(rows))
     table = results.paired_differences(rows, baseline, ["dataset", "model", "setting"])
     order = [loss for loss in losses or LOOKS if loss != baseline and (table["loss"] == loss).any()]
+    limit = max(30, 130 * table["difference"].abs().max())
     settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"])["setting"]))
     settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric"), name))
     size = (

@@ -132,6 +132,15 @@ def difference_table(rows: pandas.DataFrame, baseline: str, by: list[str]) -> pa
     return cells.loc[[f"{baseline} itself (%)", *(loss for loss in rows["loss"].unique() if loss in cells.index)]]
 
 
+def provenance(rows: pandas.DataFrame, by: list[str]) -> pandas.DataFrame:
+    """How many runs came from each device and version of torch, `by` further columns.
+
+    How many networks a run was trained together with is left out of the device.
+    """
+    device = rows["device"].str.replace(r", \d+ networks together", "", regex=True)
+    return rows.assign(device=device).groupby([*by, "device", "torch"]).size().rename("runs").reset_index()
+
+
 def panel_rows(rows: pandas.DataFrame) -> pandas.DataFrame:
     """One line a run and noisy test set: `damage` (the kind), `level`, and the accuracy there as `test_accuracy`."""
     columns = ["dataset", "model", "loss", "seed", "panel_noise", "panel_accuracy"]

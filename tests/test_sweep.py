@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lossbook import losses, results, sweep
+from lossbook import figures, losses, results, sweep
 from lossbook.training import Config
 
 ONE = dict(profile="smoke", losses=["cross_entropy", "brier"], noise=["symmetric 0.4"], seeds=[70], epochs=1)
@@ -483,3 +484,25 @@ def test_two_rows_of_a_setting_and_seed_are_refused():
     """Where `by` leaves something out, pairs would be mixed and n inflated."""
     with pytest.raises(ValueError, match="not unique"):
         results.paired_differences(table(["ce", "brier"]), "ce", [])
+
+
+def test_a_figure_of_differences_cuts_intervals_and_never_means():
+    accuracy = {"cross_entropy": (0.95, 0.95), "brier": (0.1, 0.3), "mae": (0.94, 0.95)}
+    rows = [(loss, seed, value) for loss, values in accuracy.items() for seed, value in enumerate(values)]
+    rows = pandas.DataFrame(rows, columns=["loss", "seed", "test_accuracy"])
+    rows = rows.assign(dataset="mnist", model="mlp", noise_kind="none", noise_rate=0.0, setting="clean", epochs=1)
+    figure = figures.differences(rows, "cross_entropy")
+    (axis,) = figure.axes
+    low, high = axis.get_xlim()
+    means = [mean for bars in axis.containers for mean in bars[0].get_xdata()]
+    assert min(means) == pytest.approx(-75) and all(low < mean < high for mean in means)
+    ends = np.concatenate([bar[:, 0] for bars in axis.containers for bar in bars[2][0].get_segments()])
+    assert ends.min() < low  # ±127 points, of two seeds
+    plt.close(figure)
+
+
+def test_provenance_leaves_out_how_many_networks_went_together():
+    devices = ["one GPU, driver 1", "one GPU, driver 1, 12 networks together", "a CPU, 1 thread"]
+    rows = pandas.DataFrame({"device": devices, "torch": "2.11", "mode": ["fast", "fast", "exact"]})
+    found = results.provenance(rows, ["mode"]).set_index("device")["runs"]
+    assert found.to_dict() == {"one GPU, driver 1": 2, "a CPU, 1 thread": 1}
