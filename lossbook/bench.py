@@ -265,8 +265,7 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
     """
     device, rows = torch.device(device), []
     counts = {2**k for k in range(1, 17)} | {10, 100, 1000, 10_000} | {31, 61, 97, 127, 251, 509, 1021}
-    largest = spectral.LARGEST_QUADRATIC_FORM.get(device.type, spectral.LARGEST_QUADRATIC_FORM["cpu"])
-    for classes in sorted({2, 10, 31, 512} if quick else counts):
+    for classes in sorted({2, 10, 31, 1024} if quick else counts):
         batch = min(1024, max(1, 2**17 // classes))
         logits, labels, _ = _examples(batch, classes, device)
         sides = {"fft": _step(by_fft, logits, labels)}
@@ -282,7 +281,7 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
                 "direction": "forward + backward",
                 "seconds": seconds["fft"],
                 "seconds_against": seconds.get("form", math.nan),
-                "used": "FFT" if classes > largest else "quadratic form",
+                "used": "FFT" if classes > spectral.LARGEST_QUADRATIC_FORM else "quadratic form",
                 "note": "" if "form" in sides else f"a matrix of {4 * classes**2 / 2**30:.1f} GiB: not made",
             }
         )

@@ -28,12 +28,11 @@ from lossbook.losses._registry import distribution, register
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
-# Most classes on a ring for which the quadratic form is taken, by type of device; above it the FFT. On a CPU they cost
-# the same near 350 classes where the length factors well, near 900 where it is a prime: `lossbook bench crossover`
-# measures it into data/results/bench/crossover.csv. On an H100 the form leads by a seventh from 256 classes to 4096,
-# where batches are small and both wait for their kernels to start; in large batches its product comes to cost.
-# Devices not named go by "cpu".
-LARGEST_QUADRATIC_FORM = {"cpu": 256, "cuda": 512}
+# Most classes on a ring for which the quadratic form is taken; above it the FFT. On a CPU they cost the same near 512
+# classes where the length factors well, near 1000 where it is a prime: `lossbook bench crossover` measures it into
+# data/results/bench/crossover.csv. On an H100 the form leads by a seventh from 256 classes to 4096, where batches are
+# small and both wait for their kernels to start; in large batches its product comes to cost.
+LARGEST_QUADRATIC_FORM = 512
 
 
 def frequency_weights(shape: Sequence[int], s: float = 1.0, symbol: str = "wrap") -> numpy.ndarray:
@@ -272,7 +271,7 @@ def fourier(
     pad        empty points added along every axis of the grid
     """
     classes, placement = logits.shape[-1], _hashable(placement)
-    if placement == "order" and classes > LARGEST_QUADRATIC_FORM.get(logits.device.type, LARGEST_QUADRATIC_FORM["cpu"]):
+    if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
         _check_pad(pad)
         return _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
