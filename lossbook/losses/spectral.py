@@ -185,7 +185,9 @@ class _OfLabels(torch.autograd.Function):
             value, ctx.gradient = kernel.both(logits, labels, hessian)
             return value
         p, u, slope = _OfLabels.parts(logits, labels, hessian)
-        value = u.mul_(slope).sum(-1).mul_(0.5).clamp_min_(0)  # rounding can take it below zero
+        # Rounding can take it below zero. What is returned is no result of an operation in place: torch.compile, of
+        # torch 2.11, would make its gradient zero.
+        value = u.mul_(slope).sum(-1).clamp_min(0) / 2
         del u  # its memory is what the next line takes
         ctx.gradient = torch._softmax_backward_data(slope, p, -1, p.dtype)
         return value
