@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--learning-rates", nargs="+", type=float, default=[], help="one alone is used without tuning")
     run.add_argument("--variant", nargs="+", default=[], help="parts of the experiment, such as 'sgd tuned'")
     run.add_argument("--out", default="", help="folder of the rows (default data/runs)")
-    run.add_argument("--workers", type=int, default=None, help="processes on the CPU (default: one a core)")
+    run.add_argument("--workers", type=int, default=None, help="processes (default: one a core; on a GPU, one)")
     run.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would end later than this")
     run.add_argument("--plan", action="store_true", help="say what is there and what the rest takes, and run nothing")
 

@@ -445,8 +445,9 @@ def settings(experiment: str, names: dict[str, object], variant: str = "") -> Pl
 def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> pandas.DataFrame:
     """Run what is missing of a plan, tuning first, and return the rows of its grid that are there then.
 
-    On the CPU the runs go to `workers` processes (by default LOSSBOOK_WORKERS, else one a core) of one thread each, or
-    of LOSSBOOK_THREADS; on a GPU one after another. Runs that gain by it are trained together, as one stacked model.
+    The runs go to `workers` processes: on the CPU LOSSBOOK_WORKERS, else one a core, each of one thread or
+    of LOSSBOOK_THREADS; on a GPU one. More share it, which pays where a network by itself leaves it idle. Runs
+    that gain by it are trained together, as one stacked model.
     Each row is written as its run ends, so a killed sweep loses what is in flight and no more.
 
     deadline  on the clock of time.monotonic(): nothing is begun that is expected to end later
@@ -477,7 +478,7 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
             waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
             cost, basis = expected_seconds(configs[0], rows)
             minutes = cost * len(waiting) / 60
-            if default_device().type == "cpu":
+            if default_device().type == "cpu":  # what a GPU gains by several has not been measured
                 minutes /= _workers(workers)
             lines.append({
                 "dataset": configs[0].dataset, "model": configs[0].model, "variant": plan.variant, "part": part,
@@ -598,8 +599,10 @@ def _carry_out(stack: list[Config] | list[tasks.Task]) -> list[dict[str, object]
 
 
 def _workers(workers: int | None) -> int:
-    """Processes on the CPU: what is asked for, else LOSSBOOK_WORKERS, else one a core (or a few cores: `threads`)."""
-    return workers or count_of_environment("LOSSBOOK_WORKERS") or max(1, (os.cpu_count() or 1) // threads())
+    """Processes: what is asked for; else one on a GPU, and on the CPU LOSSBOOK_WORKERS, or one for every `threads`."""
+    if workers or default_device().type != "cpu":
+        return workers or 1
+    return count_of_environment("LOSSBOOK_WORKERS") or max(1, (os.cpu_count() or 1) // threads())
 
 
 def trained(
@@ -607,7 +610,7 @@ def trained(
 ) -> Iterable[list[dict[str, object]]]:
     """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked with its size."""
     workers = min(_workers(workers), len(stacks))
-    if default_device().type != "cpu" or workers == 1:
+    if workers == 1:
         yield from map(_carry_out, itertools.takewhile(lambda stack: fits(len(stack)), stacks))
         return
     context, waiting, going = multiprocessing.get_context("spawn"), iter(stacks), set()

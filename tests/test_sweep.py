@@ -259,6 +259,13 @@ def test_every_worker_gets_a_stack():
     assert {len(stack) for stack in sweep.stacks(grid, workers=6, device="cpu")} == {1}
 
 
+def test_a_gpu_has_one_process_unless_more_are_asked_for(monkeypatch):
+    monkeypatch.setenv("LOSSBOOK_WORKERS", "2")  # of the CPU
+    assert sweep._workers(None) == 2 and sweep._workers(3) == 3
+    monkeypatch.setattr(sweep, "default_device", lambda: torch.device("cuda"))
+    assert sweep._workers(None) == 1 and sweep._workers(3) == 3
+
+
 def test_the_deadline_leaves_the_rest_for_the_next_call(tmp_path, monkeypatch):
     """A run that is expected to end in time is begun; a second is not, and the next call trains it alone."""
     plan = small(tmp_path)
