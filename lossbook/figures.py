@@ -286,7 +286,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
         low, high = axis.get_xlim()
         axis.set_xlim(max(low, -limit), min(high, limit))
         axis.set_title(setting)
-        axis.margins(y=0.08)
+        axis.set_ylim(-0.7, len(order) - 0.3)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
     axes[0, 0].invert_yaxis()
     axes[0, len(settings) // 2].set_xlabel(f"test accuracy less that of {look(baseline).label} (points)")

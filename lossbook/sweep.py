@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -605,6 +606,12 @@ def _workers(workers: int | None) -> int:
     return count_of_environment("LOSSBOOK_WORKERS") or max(1, (os.cpu_count() or 1) // threads())
 
 
+def _end_with_parent() -> None:
+    """In a worker: end as soon as the process of the sweep is gone. It may be killed, and its workers would go on."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def trained(
     stacks: list[list[Config]], workers: int | None, fits: Callable[[int], bool] = lambda size: True
 ) -> Iterable[list[dict[str, object]]]:
@@ -614,7 +621,7 @@ def trained(
         yield from map(_carry_out, itertools.takewhile(lambda stack: fits(len(stack)), stacks))
         return
     context, waiting, going = multiprocessing.get_context("spawn"), iter(stacks), set()
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         try:
             while True:
                 # two more than there are workers, so that none waits for this process

@@ -164,12 +164,12 @@ def test_noisy_images_are_judged_on_the_panel(tmp_path):
     assert set(rows["image_noise"]) == {"none", "gaussian"} and set(rows["panel_accuracy"].map(len)) == {12}
 
 
-def elsewhere(out):
+def elsewhere(out, workers=1):
     """A sweep in a process of its own, with its folder of rows."""
     code = (
         "import sys, pathlib; from lossbook import results, sweep\n"
         "results.PUBLISHED = pathlib.Path(sys.argv[1]) / 'none'\n"
-        f"sweep.run(sweep.plan('noisy_labels', **{MANY!r}, out=sys.argv[1]), workers=1)"
+        f"sweep.run(sweep.plan('noisy_labels', **{MANY!r}, out=sys.argv[1]), workers={workers})"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(out)])
     folder = out / "noisy_labels"
@@ -189,6 +189,15 @@ def test_a_killed_sweep_leaves_whole_rows_and_resumes(tmp_path, monkeypatch):
     assert len(rows) == 8 and len(trained) == 8 - len(left)
     assert before.items() <= contents(tmp_path).items()
     same_results(sweep.run(small(tmp_path / "whole", **MANY | {"seeds": [77]}), workers=1), rows[rows["seed"] == 77])
+
+
+def test_workers_end_with_a_killed_sweep(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    process, _ = elsewhere(tmp_path, workers=2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_two_sweeps_on_one_folder(tmp_path):
