@@ -286,9 +286,8 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
         low, high = axis.get_xlim()
         axis.set_xlim(max(low, -limit), min(high, limit))
         axis.set_title(setting)
-        axis.set_ylim(-0.7, len(order) - 0.3)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(order) - 0.3, -0.7)  # the first at the top, in all panels
     axes[0, len(settings) // 2].set_xlabel(f"test accuracy less that of {look(baseline).label} (points)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Points are mean differences over shared seeds, bars")

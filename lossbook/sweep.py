@@ -601,8 +601,10 @@ def _carry_out(stack: list[Config] | list[tasks.Task]) -> list[dict[str, object]
 
 def _workers(workers: int | None) -> int:
     """Processes: what is asked for; else one on a GPU, and on the CPU LOSSBOOK_WORKERS, or one for every `threads`."""
-    if workers or default_device().type != "cpu":
-        return workers or 1
+    if workers:
+        return workers
+    if default_device().type != "cpu":
+        return 1
     return count_of_environment("LOSSBOOK_WORKERS") or max(1, (os.cpu_count() or 1) // threads())
 
 

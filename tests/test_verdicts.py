@@ -528,6 +528,7 @@ def test_verdict_the_order_of_losses_follows_the_protocol(study, name):
     assert same["difference"] + same["half_width"] < -1.5 and matched["difference"] - matched["half_width"] > 0
     assert -0.4 < tuned["difference"] < 0 and tuned["p_holm"] > 0.05
     at_best = table[table.index.get_level_values("setting").str.endswith("tuned")]
+    assert not ((at_best["difference"] > 0) & (at_best["p_holm"] < 0.05)).any()
     names = at_best.index.get_level_values("loss").isin([*itertools.chain(*sweep.CONTROLS)])
     assert at_best.loc[names, "difference"].max() < 0.1
 

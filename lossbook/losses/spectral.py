@@ -184,12 +184,12 @@ class _OfLabels(torch.autograd.Function):
         if kernel:
             value, ctx.gradient = kernel.both(logits, labels, hessian)
             return value
-        p, u, slope = _OfLabels.parts(logits, labels, hessian)
+        p, u, in_p = _OfLabels.parts(logits, labels, hessian)
         # Rounding can take it below zero. What is returned is no result of an operation in place: torch.compile, of
         # torch 2.11, would make its gradient zero.
-        value = u.mul_(slope).sum(-1).clamp_min(0) / 2
+        value = u.mul_(in_p).sum(-1).clamp_min(0) / 2
         del u  # its memory is what the next line takes
-        ctx.gradient = torch._softmax_backward_data(slope, p, -1, p.dtype)
+        ctx.gradient = torch._softmax_backward_data(in_p, p, -1, p.dtype)
         return value
 
     @staticmethod
