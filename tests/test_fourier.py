@@ -1,5 +1,6 @@
 """The Fourier loss against a transform written out as a sum, its special cases, its derivatives, and the metric."""
 
+import functools
 import itertools
 import math
 import os
@@ -287,6 +288,10 @@ def test_every_path_is_smooth_and_maps(classes, largest, monkeypatch):
         assert gradcheck(lambda z, t=target: fourier(z, t), z, check_forward_ad=True)
         assert gradgradcheck(lambda z, t=target: fourier(z, t), z, check_fwd_over_rev=True)
         torch.testing.assert_close(fourier(z, target), reference(z, y))
+        for reduction in ("mean", "sum"):
+            reduced = functools.partial(fourier, target=target, reduction=reduction)
+            assert gradcheck(reduced, z, check_forward_ad=True) and gradgradcheck(reduced, z)
+            torch.testing.assert_close(reduced(z), getattr(reference(z, y), reduction)())
         for derivative in (torch.func.grad, torch.func.jacrev, torch.func.hessian, twice_forward, thrice):
             ours, theirs = derivative(fourier)(z[0].detach(), target[0]), derivative(reference)(z[0].detach(), y[0])
             torch.testing.assert_close(ours, theirs)
@@ -302,10 +307,11 @@ def test_every_path_compiles_whole(classes, largest, monkeypatch):
     torch._dynamo.reset()
     compiled = torch.compile(fourier, fullgraph=True, backend="aot_eager")
     z, target = torch.randn(4, classes, generator=torch.Generator().manual_seed(0)), torch.arange(4)
-    ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
-    compiled(ours, target).sum().backward()
-    fourier(theirs, target).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)
+    for reduction in ("none", "sum", "mean"):
+        ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
+        compiled(ours, target, reduction=reduction).sum().backward()
+        fourier(theirs, target, reduction=reduction).sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad)
 
 
 @PATHS
@@ -340,11 +346,12 @@ def test_gradient_of_a_label_is_that_of_its_one_hot_distribution_in_float32(clas
         torch.testing.assert_close(*pair, rtol=1e-4, atol=2e-7)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("classes", [10, 20])
-def test_gradient_can_be_asked_for_again(classes):
+def test_gradient_can_be_asked_for_again(classes, reduction):
     """What is kept of the forward pass is handed on and scaled; asked again, it is worked out anew."""
     z = torch.randn(40, classes, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    value = fourier(z, torch.arange(40) % classes)
+    value = fourier(z, torch.arange(40) % classes, reduction=reduction)
     first, second = (torch.autograd.grad(value.sum(), z, retain_graph=True)[0] for _ in range(2))
     (scaled,) = torch.autograd.grad(3 * value.sum(), z, retain_graph=True)
     torch.testing.assert_close(first, second)
@@ -431,7 +438,7 @@ import torch
 from lossbook.losses import _kernel, spectral
 
 random = torch.Generator().manual_seed(0)
-for classes in (2, 3, 10, 16, 17, 32):
+for classes in (2, 3, 10, 16, 17, 32, 33, 100, 128):
     hessian = torch.from_numpy(2 * spectral.quadratic_form(classes, 1.0, "wrap", "order", 0, 0)).float()
     for batch in (0, 1, 7, 300):
         logits = 5 * torch.randn(batch, classes, generator=random)
@@ -440,11 +447,13 @@ for classes in (2, 3, 10, 16, 17, 32):
             logits[0, 0] = 1e4
         found = _kernel.both(logits, labels, hessian)
         z = logits.double().requires_grad_()
-        value = spectral._OfLabels.apply(z, labels, hessian.double(), None)
+        value = spectral._OfLabels.apply(z, labels, hessian.double(), "none", None)
         expected = value.detach(), torch.autograd.grad(value.sum(), z)[0]
         for one, other in zip(found, expected):
             torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-6)
         assert (found[0] >= 0).all()
+        for one, whole in zip(_kernel.both(logits, labels, hessian, 0.25), found):
+            torch.testing.assert_close(one, whole / 4)
 value, gradient = _kernel.both(logits[:3], torch.tensor([-1, 5, classes]), hessian)
 assert value.isnan().tolist() == [True, False, True] == gradient.isnan().any(1).tolist()
 """

@@ -615,10 +615,18 @@ def test_catalogue():
 @EACH
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_modules_reduce(name, reduction):
-    z, labels, _ = sample()
-    values = of(name)(z, labels)
-    expected = values if reduction == "none" else getattr(values, reduction)()
-    assert torch.equal(losses.create(name, num_classes=5, reduction=reduction)(z, labels), expected)
+    for classes in (5, 20):
+        z, labels, soft = sample(classes=classes)
+        module = losses.create(name, num_classes=classes, reduction=reduction)
+        for target in (labels, soft):
+            values = of(name)(z, target)
+            expected = values if reduction == "none" else getattr(values, reduction)()
+            for found in (module(z, target), of(name)(z, target, reduction=reduction)):
+                torch.testing.assert_close(found, expected)
+        empty = of(name)(z[:0], labels[:0], reduction=reduction)
+        torch.testing.assert_close(
+            empty, values[:0] if reduction == "none" else getattr(values[:0], reduction)(), equal_nan=True
+        )
 
 
 @EACH

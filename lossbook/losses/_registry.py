@@ -47,30 +47,45 @@ class Entry:
     def defaults(self) -> dict[str, object]:
         """Hyper-parameters and their defaults."""
         parameters = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "reduction"}
 
 
 REGISTRY: dict[str, Entry] = {}
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def reduced(values: Tensor, reduction: str) -> Tensor:
+    """The values of all examples, or their mean or sum."""
+    return values if reduction == "none" else getattr(values, reduction)()
 
 
 def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
-    """Enter a loss into the catalogue and wrap it: input checked, autocast off, half precision raised to float32."""
+    """Enter a loss into the catalogue and wrap it: input checked, autocast off, half precision raised to float32.
+
+    Every loss takes a `reduction` of `REDUCTIONS`. A function that has this parameter itself is handed it.
+    """
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        name = function.__name__
+        name, reduces = function.__name__, "reduction" in inspect.signature(function).parameters
 
         @functools.wraps(function)
-        def loss(logits: Tensor, target: Tensor, **hyper) -> Tensor:
+        def loss(logits: Tensor, target: Tensor, *, reduction: str = "none", **hyper) -> Tensor:
             check_shapes(name, logits, target)
+            if reduction not in REDUCTIONS:
+                check_name("reduction", reduction, REDUCTIONS)
+            if reduces:
+                hyper["reduction"] = reduction
             for key, interval in (ranges or {}).items():
                 if key in hyper:
                     check_range(f"{name}: {key}", hyper[key], interval)
             logits = logits if logits.dtype == torch.float64 else logits.float()
             target = target.to(logits.dtype) if target.is_floating_point() else target.long()
             if not torch.is_autocast_enabled(logits.device.type):  # to switch off what is off takes 10 µs
-                return function(logits, target, **hyper)
-            with torch.autocast(logits.device.type, enabled=False):
-                return function(logits, target, **hyper)
+                values = function(logits, target, **hyper)
+            else:
+                with torch.autocast(logits.device.type, enabled=False):
+                    values = function(logits, target, **hyper)
+            return values if reduces else reduced(values, reduction)
 
         REGISTRY[name] = Entry(name=name, function=loss, ranges=ranges or {}, **properties)
         return loss
@@ -147,8 +162,7 @@ class Loss(nn.Module):
                 f"{self.entry.name}: logits have {logits.shape[-1]} classes, made for num_classes={self.num_classes}; "
                 f"create the loss with num_classes={logits.shape[-1]}"
             )
-        values = self.entry.function(logits, target, **self.hyper)
-        return values if self.reduction == "none" else getattr(values, self.reduction)()
+        return self.entry.function(logits, target, reduction=self.reduction, **self.hyper)
 
     def extra_repr(self) -> str:
         hyper = "".join(f", {key}={value!r}" for key, value in self.hyper.items())
@@ -171,8 +185,7 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     entry = lookup(name)
     if not isinstance(num_classes, int) or num_classes < 2:
         raise ValueError(f"{name}: num_classes={num_classes!r} was given; allowed: an integer of at least 2")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{name}: reduction={reduction!r} was given; allowed: 'mean', 'sum', 'none'")
+    check_name(f"reduction of {name}", reduction, REDUCTIONS)
     for key in hyper:
         check_name(f"hyper-parameter of {name}", key, entry.defaults)
     loss = Loss(entry, num_classes, reduction, dict(hyper))

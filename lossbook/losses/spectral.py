@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossbook.checks import check_name, check_range
-from lossbook.losses._registry import distribution, register
+from lossbook.losses._registry import distribution, reduced, register
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
@@ -172,34 +172,39 @@ class _OfLabels(torch.autograd.Function):
     """
 
     @staticmethod
-    def parts(logits: Tensor, labels: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """p, u = p - y and the gradient in p, 2 Q u: all (B, C)."""
+    def parts(logits: Tensor, labels: Tensor, hessian: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """p, u = p - y and a share of the gradient in p, 2 Q u: all (B, C)."""
         p, label = torch.softmax(logits, -1), labels.unsqueeze(-1)
         u = p.scatter_add(-1, label, p.new_full(label.shape, -1))
-        return p, u, u @ hessian
+        return p, u, torch.addmm(u, u, hessian, beta=0, alpha=share)
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, hessian: Tensor, kernel: ModuleType | None) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, labels: Tensor, hessian: Tensor, reduction: str, kernel: ModuleType | None
+    ) -> Tensor:
+        ctx.share = 1 / len(logits) if reduction == "mean" else 1.0
         ctx.save_for_backward(logits, labels, hessian)
         if kernel:
-            value, ctx.gradient = kernel.both(logits, labels, hessian)
-            return value
-        p, u, in_p = _OfLabels.parts(logits, labels, hessian)
+            value, ctx.gradient = kernel.both(logits, labels, hessian, ctx.share)
+            return value if reduction == "none" else value.sum()
+        p, u, in_p = _OfLabels.parts(logits, labels, hessian, ctx.share)
         # Rounding can take it below zero. What is returned is no result of an operation in place: torch.compile, of
         # torch 2.11, would make its gradient zero.
-        value = u.mul_(in_p).sum(-1).clamp_min(0) / 2
+        value = u.mul_(in_p).sum(-1) if reduction == "none" else torch.dot(u.view(-1), in_p.view(-1))
+        value = value.clamp_min(0) / 2
         del u  # its memory is what the next line takes
         ctx.gradient = torch._softmax_backward_data(in_p, p, -1, p.dtype)
         return value
 
     @staticmethod
     def backward(ctx, slope: Tensor):
+        slope = slope.unsqueeze(-1) if slope.ndim else slope
         if ctx.gradient is not None and not torch.is_grad_enabled():
             gradient, ctx.gradient = ctx.gradient, None  # handed on, to be scaled in its place
-            return gradient.mul_(slope.unsqueeze(-1)), None, None, None
+            return gradient.mul_(slope), None, None, None, None
         # asked for a second time, or to be differentiated itself: by its formula
-        p, _, in_p = _OfLabels.parts(*ctx.saved_tensors)
-        return slope.unsqueeze(-1) * torch._softmax_backward_data(in_p, p, -1, p.dtype), None, None, None
+        p, _, in_p = _OfLabels.parts(*ctx.saved_tensors, ctx.share)
+        return slope * torch._softmax_backward_data(in_p, p, -1, p.dtype), None, None, None, None
 
 
 def _transformed() -> bool:
@@ -222,14 +227,16 @@ def _kernel() -> ModuleType | None:
     return importlib.import_module("lossbook.losses._kernel") if importlib.util.find_spec("triton") else None
 
 
-def _by_form(logits: Tensor, target: Tensor, *key) -> Tensor:
+def _by_form(logits: Tensor, target: Tensor, reduction: str, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
-    classes = logits.shape[-1]
+    batch, classes = logits.shape
     few, table = classes < 16, (logits.dtype, logits.device, (classes, *key))
+    if batch == 0:  # its mean is not a number
+        return reduced(logits.sum(-1), reduction)
     if not target.is_floating_point() and not _transformed():
         kernel = _kernel_for(logits)
         if kernel or not few:
-            return _OfLabels.apply(logits, target, _hessian(*table), kernel)
+            return _OfLabels.apply(logits, target, _hessian(*table), reduction, kernel)
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
     first = few and logits.device.type == "cpu"
@@ -239,7 +246,7 @@ def _by_form(logits: Tensor, target: Tensor, *key) -> Tensor:
     else:
         label = root.index_select(int(first), target)  # of a class index, R y is a row of R
     squares = F.mse_loss(root @ p if first else p @ root, label, reduction="none")  # in one kernel each way
-    return squares.sum(0 if first else 1)
+    return reduced(squares.sum(0 if first else 1), reduction)
 
 
 @register(
@@ -260,26 +267,29 @@ def fourier(
     placement="order",
     pad: int = 0,
     permutation_seed: int = 0,
+    reduction: str = "none",
 ) -> Tensor:
     """(1/M) Σ_{k≠0} |U_k|² / m(k)^{2s}, with U the DFT of p - y over the M grid points
 
-    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, max over two
-    labels]. s = 0 is `brier`. Gradient in z: p * (g - p·g) with g = 2 Q (p - y), Q = `quadratic_form(...)`.
-    Strictly proper, not symmetric, convex in p and not in z, infinitely often differentiable.
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), or their mean or sum;
+    range [0, max over two labels]. s = 0 is `brier`. Gradient in z: p * (g - p·g) with g = 2 Q (p - y) and Q =
+    `quadratic_form(...)`. Strictly proper, not symmetric, convex in p and not in z, infinitely often differentiable.
 
     s          order >= 0 of the metric
     symbol     "wrap", "sin" or "raw": see `frequency_weights`
     placement  of the classes on the grid: see `class_points`
     pad        empty points added along every axis of the grid
+    reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
     classes, placement = logits.shape[-1], _hashable(placement)
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
         _check_pad(pad)
-        return _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
+        values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
+        return reduced(values, reduction)
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
     labels = target if logits.ndim == 2 else target.reshape(rows.shape if target.ndim == logits.ndim else -1)
-    value = _by_form(rows, labels, s, symbol, placement, pad, permutation_seed)
-    return value if logits.ndim == 2 else value.view(logits.shape[:-1])
+    value = _by_form(rows, labels, reduction, s, symbol, placement, pad, permutation_seed)
+    return value if logits.ndim == 2 or reduction != "none" else value.view(logits.shape[:-1])
 
 
 def _check_pad(pad: object) -> None:
