@@ -102,8 +102,7 @@ def _run(given) -> int:
             del table["variant"]
         print(table.to_string(index=False, float_format="{:.1f}".format))
         return 0
-    for plan in plans:
-        rows = sweep.run(plan, given.workers, began + 60 * given.minutes)
+    for plan, rows in zip(plans, sweep.run_all(plans, given.workers, began + 60 * given.minutes), strict=True):
         states = Counter(rows.get("status", ()))
         if left := len(plan.grid) - len(rows):
             states["left; the same command goes on with them"] = left

@@ -453,14 +453,20 @@ def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> p
 
     deadline  on the clock of time.monotonic(): nothing is begun that is expected to end later
     """
+    return run_all([plan], workers, deadline)[0]
+
+
+def run_all(plans: Sequence[Plan], workers: int | None = None, deadline: float = math.inf) -> list[pandas.DataFrame]:
+    """`run` for several plans of one experiment: the same processes do all of them, first what tunes, then the grids."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} was given; allowed: a whole number from 1")
-    if not _run(plan, plan.tuning, workers, deadline, "tuning"):
-        return results.load(plan.experiment, plan.out).iloc[:0]
-    grid = plan.chosen(results.load(plan.experiment, plan.out))
-    _run(plan, grid, workers, deadline, "running")
-    rows = results.load(plan.experiment, plan.out).set_index("hash")
-    return rows.loc[[run for run in dict.fromkeys(config.hash for config in grid) if run in rows.index]].reset_index()
+    _run([(plan, plan.tuning) for plan in plans], workers, deadline, "tuning")
+    rows = results.load(plans[0].experiment, plans[0].out)
+    grids = [() if missing(plan, plan.tuning) else plan.chosen(rows) for plan in plans]
+    _run(list(zip(plans, grids, strict=True)), workers, deadline, "running")
+    rows = results.load(plans[0].experiment, plans[0].out).set_index("hash")
+    wanted = [dict.fromkeys(config.hash for config in grid) for grid in grids]
+    return [rows.loc[[run for run in runs if run in rows.index]].reset_index() for runs in wanted]
 
 
 def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFrame:
@@ -549,16 +555,25 @@ def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:
     return [config for config in dict.fromkeys(configs) if config.hash not in there]
 
 
-def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: float, what: str) -> bool:
-    """Train what is missing; False where the deadline left some of it."""
-    waiting = missing(plan, configs)
+def _run(parts: Sequence[tuple[Plan, Iterable[Config]]], workers: int | None, deadline: float, what: str) -> None:
+    """Train what is missing of some plans of one experiment, as far as the deadline lets it."""
+    plan, waiting = parts[0][0], list(dict.fromkeys(run for part in parts for run in missing(*part)))
     for name in {config.dataset for config in waiting} & set(data.NAMES):
         data.load(name)  # a missing or damaged file is met here, before any run
     if not waiting:
-        return True
-    cost = expected_seconds(waiting[0], results.load(plan.experiment, plan.out))[0] if deadline < math.inf else 0.0
+        return
+    known, cost = results.load(plan.experiment, plan.out), {}
+
+    def fits(stack: list[Config]) -> bool:
+        if deadline == math.inf:
+            return True
+        like = (stack[0].dataset, getattr(stack[0], "model", ""))
+        if like not in cost:
+            cost[like] = expected_seconds(stack[0], known)[0]
+        return time.monotonic() + cost[like] * len(stack) < deadline
+
     begin, told, done = time.monotonic(), 0.0, 0
-    for rows in trained(stacks(waiting, workers), workers, lambda stack: time.monotonic() + cost * stack < deadline):
+    for rows in trained(stacks(waiting, workers), workers, fits):
         for row in rows:
             results.write_row(row, plan.experiment, plan.out)
         now, done = time.monotonic(), done + len(rows)
@@ -568,7 +583,6 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
             print(
                 f"\r{state}, {left / 60:.1f} min left".ljust(90), end="\n" if done == len(waiting) else "", flush=True
             )
-    return done == len(waiting)
 
 
 def stacks(configs: Iterable[Config], workers: int | None = None, device: str | None = None) -> list[list[Config]]:
@@ -615,12 +629,12 @@ def _end_with_parent() -> None:
 
 
 def trained(
-    stacks: list[list[Config]], workers: int | None, fits: Callable[[int], bool] = lambda size: True
+    stacks: list[list[Config]], workers: int | None, fits: Callable[[list[Config]], bool] = lambda stack: True
 ) -> Iterable[list[dict[str, object]]]:
-    """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked with its size."""
+    """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked."""
     workers = min(_workers(workers), len(stacks))
     if workers == 1:
-        yield from map(_carry_out, itertools.takewhile(lambda stack: fits(len(stack)), stacks))
+        yield from map(_carry_out, itertools.takewhile(fits, stacks))
         return
     context, waiting, going = multiprocessing.get_context("spawn"), iter(stacks), set()
     with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
@@ -628,7 +642,7 @@ def trained(
             while True:
                 # two more than there are workers, so that none waits for this process
                 for stack in itertools.islice(waiting, workers + 2 - len(going)):
-                    if fits(len(stack)):
+                    if fits(stack):
                         going.add(pool.submit(_carry_out, stack))
                 if not going:
                     return
