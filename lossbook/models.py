@@ -120,7 +120,7 @@ class Airbench(nn.Sequential):
             layers += [_identity_convolution(inputs, outputs), nn.MaxPool2d(2), _shift_norm(outputs), nn.GELU()]
             layers += [_identity_convolution(outputs, outputs), _shift_norm(outputs), nn.GELU()]
         linear = nn.Linear(256, num_classes, bias=False)
-        super().__init__(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), linear)
+        super().__init__(*layers, nn.MaxPool2d(3), nn.Flatten(), linear)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images (B, channels, height, width), a ninth of what the last layer says."""

@@ -308,12 +308,11 @@ def make_loss(config: Config, num_classes: int) -> losses.Loss:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, parts: Iterable[Tensor], mode: str, views: int = 1) -> Tensor:
-    """Logits (M, n, C) of a stack of networks, part by part of the images (M, b, ...), in evaluation mode.
+def predict(network: Callable[[Tensor], Tensor], parts: Iterable[Tensor], mode: str, views: int = 1) -> Tensor:
+    """Logits (M, n, C) of a stack of networks that is in evaluation mode, part by part of the images (M, b, ...).
 
     views  1: the image; 2: mean logit of it and its mirror image; 6: of these, also shifted by a pixel either way
     """
-    network.eval()
     found = []
     for images in parts:
         seen = [images]
@@ -462,6 +461,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
     if device.type == "cuda" and shared.mode == "fast" and shared.model not in models.STACKABLE:
         # compiled once an architecture: later runs have other weights, not other code. A stack of perceptrons is done
         # with hundreds of runs before its compilation would be.
+        torch._dynamo.config.recompile_limit = 64  # a process may meet several architectures, each in several shapes
         forward = torch.compile(network.forward, dynamic=False)
 
     criteria = [make_loss(config, dataset.num_classes) for config in configs]
@@ -499,7 +499,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         for _ in configs
     ]
     going, start = set(range(len(configs))), time.perf_counter()
-    logits_of = functools.partial(_evaluate, network, shared, images, begin)
+    logits_of = functools.partial(_evaluate, forward, shared, images, begin)
 
     def evaluate(what: Tensor) -> Tensor:
         return logits_of(what).argmax(-1)
@@ -519,6 +519,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
                 averaged.update(0.95**5 * (i / len(rate)) ** 3)
         if averaged and epoch == shared.epochs - 1:
             averaged.update(1.0)
+        network.eval()
         told = evaluate(probe) if flipped.any() else probe
         test_logits = logits_of(splits[0].test)
         values = {
@@ -540,7 +541,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
     judged = {}
     for damage in splits[0].panel:  # each seed has its own damaged images, and each network sees those of its seed
         parts = zip(*(split.panel[damage].split(PART) for split in splits), strict=True)
-        found = predict(network, map(torch.stack, parts), shared.mode).argmax(-1)
+        found = predict(forward, map(torch.stack, parts), shared.mode).argmax(-1)
         judged[damage] = accuracy(found, splits[0].test_labels)
     test_accuracy = [curve["test_accuracy"][-1] for curve in curves]
     if shared.views > 1:
@@ -586,7 +587,12 @@ def _take(images: Tensor, positions: Tensor) -> Tensor:
 
 
 def _evaluate(
-    network: nn.Module, config: Config, images: Tensor, begin: Tensor, what: Tensor, views: int = 1
+    network: Callable[[Tensor], Tensor],
+    config: Config,
+    images: Tensor,
+    begin: Tensor,
+    what: Tensor,
+    views: int = 1,
 ) -> Tensor:
     """Logits (M, n, C): of `images` at the positions (M, n) that are given, or of a test set (n, ...)."""
     if not what.is_floating_point():
