@@ -155,6 +155,12 @@ def _examples(batch: int, classes: int, device: torch.device) -> tuple[Tensor, T
     return logits, labels, torch.softmax(torch.randn(batch, classes, generator=random), -1).to(device)
 
 
+def _mean_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean of a loss as a function of (logits, target), as the other side is."""
+    loss = losses.lookup(name).function
+    return lambda logits, target: loss(logits, target, reduction="mean")
+
+
 def _step(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Callable[[], tuple[Tensor]]:
     """Forward, and backward to the gradient in the logits, which is what a loss hands on to a network."""
     return lambda: torch.autograd.grad(loss(logits, target), logits)
@@ -177,7 +183,7 @@ def loss_cost(device: torch.device | str = "cpu", quick: bool = False) -> pandas
 
 def _against_fused(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) -> list[dict[str, object]]:
     classes = logits.shape[-1]
-    sides = {"fourier": losses.create("fourier", num_classes=classes), FUSED: F.cross_entropy}
+    sides = {"fourier": _mean_of("fourier"), FUSED: F.cross_entropy}
     steps = {(name, "eager"): _step(loss, logits, labels) for name, loss in sides.items()}
     note = "nothing compiled: " + ("a quick run" if quick else "no C++ compiler found")
     if compiler() and not quick:
@@ -213,7 +219,7 @@ def _against_fused(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) ->
 def _against_transport(logits: Tensor, labels: Tensor, soft: Tensor, quick: bool) -> list[dict[str, object]]:
     others = {GEOMLOSS: (sinkhorn, 1 / 50, ""), "ot.emd2": (emd2, 1 / 200, "one call an example")}
     steps = {name: _step(function, logits, labels) for name, (function, _, _) in others.items()}
-    ours = _step(losses.create("fourier", num_classes=logits.shape[-1]), logits, labels)
+    ours = _step(_mean_of("fourier"), logits, labels)
     seconds = timed({"fourier": ours} | steps, quick)
     return [
         {
@@ -237,8 +243,7 @@ def _against_counterparts(logits: Tensor, labels: Tensor, soft: Tensor, quick: b
             continue
         other = COUNTERPARTS.get(name, NO_COUNTERPART)
         target = soft if other.soft else labels
-        loss = losses.create(name, num_classes=logits.shape[-1])
-        sides = {"ours": _step(loss, logits, target), "theirs": _step(other.function, logits, target)}
+        sides = {"ours": _step(_mean_of(name), logits, target), "theirs": _step(other.function, logits, target)}
         seconds = timed(sides, quick)
         rows.append(
             {

@@ -52,6 +52,7 @@ class Entry:
 
 REGISTRY: dict[str, Entry] = {}
 REDUCTIONS = ("mean", "sum", "none")
+WIDE = (torch.float32, torch.float64)
 
 
 def reduced(values: Tensor, reduction: str) -> Tensor:
@@ -78,8 +79,11 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
             for key, interval in (ranges or {}).items():
                 if key in hyper:
                     check_range(f"{name}: {key}", hyper[key], interval)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            target = target.to(logits.dtype) if target.is_floating_point() else target.long()
+            if logits.dtype not in WIDE:  # asked first: to change nothing takes microseconds, too
+                logits = logits.float()
+            wanted = logits.dtype if target.is_floating_point() else torch.int64
+            if target.dtype != wanted:
+                target = target.to(wanted)
             if not torch.is_autocast_enabled(logits.device.type):  # to switch off what is off takes 10 µs
                 values = function(logits, target, **hyper)
             else:
@@ -95,17 +99,17 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
 
 def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
     """Refuse anything but logits (*batch, C >= 2) with indices (*batch) or distributions (*batch, C)."""
-    if not logits.is_floating_point() or logits.ndim < 1 or logits.shape[-1] < 2:
+    shape, soft = logits.shape, target.is_floating_point()
+    if not logits.is_floating_point() or len(shape) < 1 or shape[-1] < 2:
         raise ValueError(
-            f"{name}: logits are {logits.dtype} of shape {tuple(logits.shape)}; "
+            f"{name}: logits are {logits.dtype} of shape {tuple(shape)}; "
             "allowed: floating point of shape (batch, classes) with at least 2 classes"
         )
-    expected = logits.shape if target.is_floating_point() else logits.shape[:-1]
-    if target.shape != expected or target.is_complex() or target.dtype == torch.bool:
+    if target.shape != (shape if soft else shape[:-1]) or target.is_complex() or target.dtype == torch.bool:
         raise ValueError(
             f"{name}: target is {target.dtype} of shape {tuple(target.shape)} for logits of shape "
-            f"{tuple(logits.shape)}; allowed: class indices (integers) of shape {tuple(logits.shape[:-1])} "
-            f"or distributions (floating point) of shape {tuple(logits.shape)}"
+            f"{tuple(shape)}; allowed: class indices (integers) of shape {tuple(shape[:-1])} "
+            f"or distributions (floating point) of shape {tuple(shape)}"
         )
 
 
