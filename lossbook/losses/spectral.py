@@ -216,7 +216,7 @@ def _transformed() -> bool:
 
 def _kernel_for(logits: Tensor) -> ModuleType | None:
     """The module with one kernel for all of it, where it takes these logits."""
-    if logits.device.type != "cuda" or logits.dtype != torch.float32 or torch.compiler.is_compiling():
+    if not logits.is_cuda or logits.dtype != torch.float32 or torch.compiler.is_compiling():
         return None
     if logits.device.index != torch.cuda.current_device():  # the one that Triton starts its kernels on
         return None
@@ -283,7 +283,7 @@ def fourier(
     pad        empty points added along every axis of the grid
     reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
-    classes, placement = logits.shape[-1], _hashable(placement)
+    classes, placement = logits.shape[-1], placement if isinstance(placement, str) else _hashable(placement)
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
         _check_pad(pad)
         values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
