@@ -31,8 +31,12 @@ def given(row):
 
 
 def test_published_grid_is_whole(labels):
-    """Every loss in every setting: ten seeds of the multi-layer perceptron, five of the CNN; none diverged."""
-    for model, datasets, seeds in (("mlp", SETS, 10), ("cnn_small", (*SETS, "cifar10"), 5)):
+    """Every loss in every setting: ten seeds of the perceptron, five of the CNN, four of airbench; none diverged."""
+    for model, datasets, seeds in (
+        ("mlp", SETS, 10),
+        ("cnn_small", (*SETS, "cifar10"), 5),
+        ("airbench", ["cifar10"], 4),
+    ):
         rows = labels[labels["model"] == model]
         grid = sweep.noisy_labels("paper", "mnist", model)
         counts = rows.groupby(["dataset", "loss", "noise_kind", "noise_rate"])["seed"].nunique()
@@ -70,7 +74,8 @@ def test_verdict_not_more_robust_than_brier(labels):
     """Order one and two fall behind Brier, their own order zero, under symmetric noise of 40 % and more."""
     settings = [f"symmetric {rate} %" for rate in (40, 60, 80)]
     noisy = labels[labels["setting"].isin(settings) & (labels["model"] == "mlp")]
-    colour = labels[(labels["dataset"] == "cifar10") & (labels["setting"] == "symmetric 40 %")]
+    colour = labels[(labels["model"] == "cnn_small") & (labels["setting"] == "symmetric 40 %")]
+    colour = colour[colour["dataset"] == "cifar10"]
     for rows, count in ((noisy, 12), (colour, 2)):
         table = against(rows, "brier")
         ours = table[table["loss"].isin([ORDERED, "fourier(s=2)"])]
@@ -169,6 +174,23 @@ def test_verdict_a_foreign_order_costs_on_cifar10(labels):
         assert ours["difference"] + ours["half_width"] < 0 < brier["difference"] - brier["half_width"]
 
 
+def test_verdict_a_stronger_network_on_cifar10_changes_nothing(labels):
+    """Airbench network: the Fourier losses trail cross-entropy everywhere; but for GCE, nothing is ahead of it."""
+    table = against(labels[labels["model"] == "airbench"], "cross_entropy").set_index(["loss", "setting"])
+    for loss in (ORDERED, SHUFFLED, "fourier(s=0.5)", "fourier(s=2)"):
+        assert (table.loc[loss, "difference"] < -2).all() and (table.loc[loss, "p_holm"] < 0.05).all()
+    numbers = [given(table.loc[ORDERED, setting]) for setting in ("clean", "asymmetric 40 %", "symmetric 40 %")]
+    assert numbers == ["-4.0 ± 0.7", "-10.9 ± 1.3", "-15.5 ± 1.1"]
+    assert table.loc["brier", "difference"].between(-2, 0).all()
+    ahead = table[(table["difference"] > 0) & (table["p_holm"] < 0.05)]
+    assert list(ahead.index) == [("gce", "symmetric 40 %")] and given(ahead.iloc[0]) == "0.9 ± 0.3"
+    order = against(labels[labels["model"] == "airbench"], SHUFFLED).set_index(["loss", "setting"]).loc[ORDERED]
+    assert (order["difference"] < 0).all()
+    tried = results.published("noisy_labels").query(f"model == 'airbench' and seed == {TUNING_SEED}")
+    tried = tried.pivot(index="loss", columns="learning_rate", values="validation_accuracy")
+    assert (tried[4.5] - tried[1.5])[[ORDERED, "fourier(s=0.5)"]].between(0, 0.0025).all()
+
+
 def test_verdict_robust_losses_gain_more(labels):
     """At 60 % symmetric noise GCE and SCE beat every Fourier order, at 80 % SCE does, on both data sets."""
     noisy = labels[(labels["setting"] == "symmetric 60 %") & (labels["model"] == "mlp")]
@@ -231,6 +253,21 @@ def test_verdict_gains_on_noisy_images_in_a_cnn_are_on_mnist_and_not_fourier():
         assert len(ours) and not ((ours["difference"] > 0) & (ours["p_holm"] < 0.05)).any()
     colour = trained[(trained["dataset"] == "cifar10") & (trained["loss"] == ORDERED)]
     assert len(colour) == 4 and colour["difference"].between(-4, -1.9).all()
+
+
+def test_verdict_no_gain_on_noisy_images_in_the_airbench_network():
+    rows = sweep.published("noisy_images").query("model == 'airbench'")
+    assert (rows.groupby(["loss", "image_noise"])["seed"].nunique() == 3).all() and len(rows) == 9 * 4 * 3
+    trained = against(rows.assign(setting=figures.setting_names(rows)), "cross_entropy").set_index(["loss", "setting"])
+    assert not ((trained["difference"] > 0) & (trained["p_holm"] < 0.05)).any()
+    ours, brier = trained.loc[ORDERED, "difference"], trained.loc["brier", "difference"]
+    assert ours["clean"] == pytest.approx(-4.4, abs=0.05)
+    assert ours[["gaussian 0.3", "salt & pepper 0.2"]].between(-14.5, -13).all()
+    assert brier[["gaussian 0.3", "salt & pepper 0.2"]].between(-2.1, -1).all()
+    panel = results.panel_rows(rows[rows["image_noise"] == "none"])
+    mildest = panel[panel["level"] == panel.groupby("damage")["level"].transform("min")]
+    tested = against(mildest, "cross_entropy", ["damage"])
+    assert not ((tested["difference"] > 0) & (tested["p_holm"] < 0.05)).any()
 
 
 # --- the loss as a hyper-parameter, rooted losses in deep networks --------------------------------------------
