@@ -486,7 +486,7 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
             waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
             cost, basis = expected_seconds(configs[0], rows)
             minutes = cost * len(waiting) / 60
-            if default_device().type == "cpu":  # what a GPU gains by several has not been measured
+            if default_device().type == "cpu":  # a network that fills a GPU gains nothing by sharing it
                 minutes /= _workers(workers)
             lines.append({
                 "dataset": configs[0].dataset, "model": configs[0].model, "variant": plan.variant, "part": part,
