@@ -1,5 +1,6 @@
 """Every loss of the catalogue: finite, differentiable, true to its properties, its limits and its documented range."""
 
+import inspect
 import itertools
 import math
 import subprocess
@@ -614,7 +615,8 @@ def test_catalogue():
 
 @EACH
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_modules_reduce(name, reduction):
+def test_functions_and_modules_reduce(name, reduction):
+    assert inspect.signature(of(name)).parameters["reduction"].default == "none"
     for classes in (5, 20):
         z, labels, soft = sample(classes=classes)
         module = losses.create(name, num_classes=classes, reduction=reduction)

@@ -262,6 +262,17 @@ def test_stacks_hold_every_run_once_and_only_what_goes_together(device):
     assert (sizes["mnist", "mlp"] > 1) == (device == "cuda")
 
 
+def test_several_plans_are_run_in_one_call(tmp_path):
+    """What tunes comes first; each plan gets the rows of its own grid, in its order, as it would alone."""
+    other = dict(learning_rates=[1e-3, 1e-2], losses=["brier"])
+    plans = [small(tmp_path / "all"), small(tmp_path / "all", **other)]
+    together = sweep.run_all(plans, workers=1)
+    for plan, rows in zip(plans, together, strict=True):
+        assert list(rows["hash"]) == [config.hash for config in plan.chosen(results.load("noisy_labels", plan.out))]
+    same_results(together[0], sweep.run(small(tmp_path / "one"), workers=1))
+    same_results(together[1], sweep.run(small(tmp_path / "two", **other), workers=1))
+
+
 def test_every_worker_gets_a_stack():
     grid = sweep.plan("noisy_labels", "smoke", seeds=[0, 1]).grid
     assert [len(stack) for stack in sweep.stacks(grid, workers=3, device="cpu")] == [4, 4, 4]

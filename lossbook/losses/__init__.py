@@ -1,4 +1,4 @@
-"""Losses as pure functions `(logits, target, *, hyper-parameters) -> Tensor[batch]`, and their catalogue."""
+"""Losses as pure functions `(logits, target, *, hyper-parameters, reduction) -> Tensor`, and their catalogue."""
 
 from lossbook.losses import hypersphere
 from lossbook.losses._registry import catalogue, create, gradient_scale, lookup, names, parse

@@ -67,7 +67,8 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
     """
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        name, reduces = function.__name__, "reduction" in inspect.signature(function).parameters
+        name, signature = function.__name__, inspect.signature(function)
+        reduces = "reduction" in signature.parameters
 
         @functools.wraps(function)
         def loss(logits: Tensor, target: Tensor, *, reduction: str = "none", **hyper) -> Tensor:
@@ -91,6 +92,9 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
                     values = function(logits, target, **hyper)
             return values if reduces else reduced(values, reduction)
 
+        if not reduces:
+            reduction = inspect.Parameter("reduction", inspect.Parameter.KEYWORD_ONLY, default="none", annotation="str")
+            loss.__signature__ = signature.replace(parameters=[*signature.parameters.values(), reduction])
         REGISTRY[name] = Entry(name=name, function=loss, ranges=ranges or {}, **properties)
         return loss
 
