@@ -71,7 +71,7 @@ PAPER = (
 # The recipe of the airbench family; at its origin with labels smoothed by 0.2, a rate of 1.5 and 9.9 epochs, by which
 # the mean of many runs is 94.0 %, so that half of them fall short of it. Two more epochs give room.
 AIRBENCH_EPOCHS = 12
-NOISY_AIRBENCH_EPOCHS = 5  # of 423 runs in two experiments, which take an H200 seven minutes so
+NOISY_AIRBENCH_EPOCHS = 5  # of 423 runs in two experiments, which take an H200 nine minutes so
 AIRBENCH = dict(
     optimiser="airbench", augment="crop_flip", batch_size=1024, weight_decay=0.00133, views=6, mode="fast"
 )  # fmt: skip

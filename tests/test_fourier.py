@@ -346,6 +346,16 @@ def test_gradient_of_a_label_is_that_of_its_one_hot_distribution_in_float32(clas
         torch.testing.assert_close(*pair, rtol=1e-4, atol=2e-7)
 
 
+@pytest.mark.parametrize("classes", [10, 20])
+def test_logits_may_lie_in_memory_as_they_like(classes):
+    z = torch.randn(classes, 2 * 40, generator=torch.Generator().manual_seed(3))[:, ::2].T.requires_grad_()
+    labels = torch.arange(40) % classes
+    for reduction in ("none", "sum", "mean"):
+        pair = [fourier(logits, labels, reduction=reduction) for logits in (z, z.contiguous())]
+        torch.testing.assert_close(*pair)
+        torch.testing.assert_close(*(torch.autograd.grad(value.sum(), z)[0] for value in pair))
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("classes", [10, 20])
 def test_gradient_can_be_asked_for_again(classes, reduction):

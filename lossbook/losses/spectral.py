@@ -185,7 +185,7 @@ class _OfLabels(torch.autograd.Function):
         of_label = p.gather(-1, label)
         u = p.scatter_(-1, label, of_label - 1)  # p - y
         in_p = torch.addmm(u, u, hessian, beta=0, alpha=ctx.share)
-        value = (u * in_p).sum(-1) if reduction == "none" else torch.dot(u.view(-1), in_p.view(-1))
+        value = (u * in_p).sum(-1) if reduction == "none" else torch.dot(u.reshape(-1), in_p.reshape(-1))
         p = u.scatter_(-1, label, of_label)
         ctx.gradient = torch._softmax_backward_data(in_p, p, -1, p.dtype, grad_input=in_p)
         # Rounding can take it below zero. What is returned is no result of an operation in place: torch.compile, of
