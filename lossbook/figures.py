@@ -247,13 +247,13 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
 
     rows  with a column `setting`; without one the noise is the setting
 
-    The scale ends past the farthest mean, not before 30 points: an interval may be cut, a mean never.
+    The scale ends at twice the farthest mean, not before 30 points: an interval may be cut, a mean never.
     """
     if "setting" not in rows:
         rows = rows.assign(setting=setting_names(rows))
     table = results.paired_differences(rows, baseline, ["dataset", "model", "setting"])
     order = [loss for loss in losses or LOOKS if loss != baseline and (table["loss"] == loss).any()]
-    limit = max(30, 130 * table["difference"].abs().max())
+    limit = max(30, 200 * table["difference"].abs().max())
     settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"])["setting"]))
     settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric"), name))
     size = (
@@ -283,8 +283,9 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
         axis.set_xscale("symlog", linthresh=1)  # most differences are within a point, a few losses fail by tens
         axis.set_xticks([-10, 0, 10], ["−10", "0", "10"])
         axis.set_xticks([-1, 1], minor=True)  # where the scale turns; unlabelled, a narrow panel has no room for it
+        axis.autoscale(axis="x")  # anew, on this scale
         low, high = axis.get_xlim()
-        axis.set_xlim(max(low, -limit), min(high, limit))
+        axis.set_xlim(max(min(low, -10), -limit), min(max(high, 10), limit))
         axis.set_title(setting)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
     axes[0, 0].set_ylim(len(order) - 0.3, -0.7)  # the first at the top, in all panels
