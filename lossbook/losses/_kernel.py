@@ -14,7 +14,8 @@ from torch import Tensor
 MOST_CLASSES = 128  # a block holds whole rows, their gradient and a part of the matrix in its registers
 COLUMNS_AT_ONCE = 32
 POINTERS = ("logits", "labels", "hessian", "value", "gradient")
-_started: dict[tuple[int, torch.device], object] = {}  # kernels as compiled: each start of one saves 10 µs
+# Kernels as compiled, each with the rows of a block and its sizes: to start one of these saves 10 µs a call.
+_started: dict[tuple[int, torch.device], tuple[object, int, tuple[int, ...]]] = {}
 
 
 # one kernel for all batches: a tensor may begin anywhere
@@ -56,15 +57,20 @@ def both(logits: Tensor, labels: Tensor, hessian: Tensor, share: float = 1.0) ->
     Both are multiplied by share. A label that is no class makes both NaN.
     """
     batch, classes = logits.shape
-    logits = logits.contiguous()
+    logits, labels = logits.contiguous(), labels.contiguous()
     value, gradient = logits.new_empty(batch), torch.empty_like(logits)
+    if batch:
+        key = classes, logits.device
+        kernel, rows, size = _started.get(key) or (_of_labels, *_blocks(classes))
+        grid = (-(-batch // rows), 1, 1)
+        compiled = kernel[grid](logits, labels, hessian, value, gradient, batch, share, *size)
+        if kernel is _of_labels:
+            _started[key] = compiled or kernel, rows, size  # Triton's interpreter compiles nothing
+    return value, gradient
+
+
+def _blocks(classes: int) -> tuple[int, tuple[int, ...]]:
+    """Rows of a block, and all the sizes that the kernel is compiled for."""
     columns = max(16, triton.next_power_of_2(classes))
     rows = max(16, 2048 // columns)
-    if batch:
-        given = (logits, labels.contiguous(), hessian, value, gradient, batch, share)
-        size = (classes, rows, columns, min(columns, COLUMNS_AT_ONCE))
-        kernel = _started.get((classes, logits.device)) or _of_labels
-        started = kernel[(triton.cdiv(batch, rows), 1, 1)](*given, *size)
-        if kernel is _of_labels:
-            _started[classes, logits.device] = started
-    return value, gradient
+    return rows, (classes, rows, columns, min(columns, COLUMNS_AT_ONCE))
