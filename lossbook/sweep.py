@@ -461,11 +461,13 @@ def run_all(plans: Sequence[Plan], workers: int | None = None, deadline: float =
     """`run` for several plans of one experiment, in the same processes: first what tunes, then the grids."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} was given; allowed: a whole number from 1")
-    _run([(plan, plan.tuning) for plan in plans], workers, deadline, "tuning")
-    rows = results.load(plans[0].experiment, plans[0].out)
-    grids = [() if missing(plan, plan.tuning) else plan.chosen(rows) for plan in plans]
-    _run(list(zip(plans, grids, strict=True)), workers, deadline, "running")
-    rows = results.load(plans[0].experiment, plans[0].out).set_index("hash")
+    first = plans[0]
+    _run(first, [config for plan in plans for config in plan.tuning], workers, deadline, "tuning")
+    rows = results.load(first.experiment, first.out)
+    there = set(rows["hash"])
+    grids = [plan.chosen(rows) if there >= {config.hash for config in plan.tuning} else [] for plan in plans]
+    _run(first, [config for grid in grids for config in grid], workers, deadline, "running")
+    rows = results.load(first.experiment, first.out).set_index("hash")
     wanted = [dict.fromkeys(config.hash for config in grid) for grid in grids]
     return [rows.loc[[run for run in runs if run in rows.index]].reset_index() for runs in wanted]
 
@@ -556,22 +558,17 @@ def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:
     return [config for config in dict.fromkeys(configs) if config.hash not in there]
 
 
-def _run(parts: Sequence[tuple[Plan, Iterable[Config]]], workers: int | None, deadline: float, what: str) -> None:
-    """Train what is missing of some plans of one experiment, as far as the deadline lets it."""
-    plan, waiting = parts[0][0], list(dict.fromkeys(run for part in parts for run in missing(*part)))
+def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: float, what: str) -> None:
+    """Train what is missing, as far as the deadline lets it; of the plan only experiment and folder are asked."""
+    waiting = missing(plan, configs)
     for name in {config.dataset for config in waiting} & set(data.NAMES):
         data.load(name)  # a missing or damaged file is met here, before any run
     if not waiting:
         return
-    known, cost = results.load(plan.experiment, plan.out), {}
+    known = results.load(plan.experiment, plan.out) if deadline < math.inf else None
 
     def fits(stack: list[Config]) -> bool:
-        if deadline == math.inf:
-            return True
-        like = (stack[0].dataset, getattr(stack[0], "model", ""))
-        if like not in cost:
-            cost[like] = expected_seconds(stack[0], known)[0]
-        return time.monotonic() + cost[like] * len(stack) < deadline
+        return known is None or time.monotonic() + expected_seconds(stack[0], known)[0] * len(stack) < deadline
 
     begin, told, done = time.monotonic(), 0.0, 0
     for rows in trained(stacks(waiting, workers), workers, fits):

@@ -616,6 +616,7 @@ def test_catalogue():
 @EACH
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_functions_and_modules_reduce(name, reduction):
+    """To the last bit, but for the Fourier loss of many classes: it sums a batch in one go."""
     assert inspect.signature(of(name)).parameters["reduction"].default == "none"
     for classes in (5, 20):
         z, labels, soft = sample(classes=classes)
@@ -624,7 +625,10 @@ def test_functions_and_modules_reduce(name, reduction):
             values = of(name)(z, target)
             expected = values if reduction == "none" else getattr(values, reduction)()
             for found in (module(z, target), of(name)(z, target, reduction=reduction)):
-                torch.testing.assert_close(found, expected)
+                if name == "fourier" and classes == 20:
+                    torch.testing.assert_close(found, expected)
+                else:
+                    assert torch.equal(found, expected)
         empty = of(name)(z[:0], labels[:0], reduction=reduction)
         torch.testing.assert_close(
             empty, values[:0] if reduction == "none" else getattr(values[:0], reduction)(), equal_nan=True

@@ -74,7 +74,7 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
         def loss(logits: Tensor, target: Tensor, *, reduction: str = "none", **hyper) -> Tensor:
             check_shapes(name, logits, target)
             if reduction not in REDUCTIONS:
-                check_name("reduction", reduction, REDUCTIONS)
+                check_name(f"reduction of {name}", reduction, REDUCTIONS)
             if reduces:
                 hyper["reduction"] = reduction
             for key, interval in (ranges or {}).items():
@@ -193,7 +193,6 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     entry = lookup(name)
     if not isinstance(num_classes, int) or num_classes < 2:
         raise ValueError(f"{name}: num_classes={num_classes!r} was given; allowed: an integer of at least 2")
-    check_name(f"reduction of {name}", reduction, REDUCTIONS)
     for key in hyper:
         check_name(f"hyper-parameter of {name}", key, entry.defaults)
     loss = Loss(entry, num_classes, reduction, dict(hyper))

@@ -231,11 +231,9 @@ def _kernel() -> ModuleType | None:
 
 def _by_form(logits: Tensor, target: Tensor, reduction: str, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
-    batch, classes = logits.shape
+    classes = logits.shape[-1]
     few, table = classes < 16, (logits.dtype, logits.device, (classes, *key))
-    if batch == 0:  # its mean is not a number
-        return reduced(logits.sum(-1), reduction)
-    if not target.is_floating_point() and not _transformed():
+    if len(logits) and not target.is_floating_point() and not _transformed():  # of nothing there is no mean
         kernel = _kernel_for(logits)
         if kernel or not few:
             return _OfLabels.apply(logits, target, _hessian(*table), reduction, kernel)
@@ -283,7 +281,7 @@ def fourier(
     pad        empty points added along every axis of the grid
     reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
-    classes, placement = logits.shape[-1], placement if isinstance(placement, str) else _hashable(placement)
+    classes, placement = logits.shape[-1], _hashable(placement)
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
         _check_pad(pad)
         values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
