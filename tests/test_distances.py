@@ -243,6 +243,18 @@ def test_sliced_distance_of_a_shift(seed, size):
     assert found**2 == pytest.approx(v @ v / size, rel=0.15)
 
 
+def test_slices_order_a_shift_and_a_turn_the_other_way_round():
+    """Two points on one axis against two on the other: transport 2 and slices 1 - 2/π, a shift by one 1 and 1/2."""
+    x, y, shift = numpy.array([[1.0, 0], [-1, 0]]), numpy.array([[0, 1.0], [0, -1]]), numpy.array([1, 0])
+    angles = numpy.linspace(0, 2 * numpy.pi, 4001)[:-1]
+    directions = numpy.stack([numpy.cos(angles), numpy.sin(angles)])
+    turned, shifted = (ot.sliced_wasserstein_distance(x, z, projections=directions) ** 2 for z in (y, x + shift))
+    assert turned == pytest.approx(float(derived.sliced_quarter_turn()), abs=1e-5)
+    assert shifted == pytest.approx(0.5, abs=1e-5)
+    assert [ot.emd2([], [], ot.dist(x, z)) for z in (y, x + shift)] == pytest.approx([2, 1])
+    assert turned < shifted
+
+
 @pytest.mark.filterwarnings("ignore")
 @settings(deadline=None, max_examples=15)
 @given(cost=st.floats(0.1, 3), reg=st.floats(0.05, 3))

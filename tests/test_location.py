@@ -140,6 +140,15 @@ def test_huber_minimiser_is_the_median_of_blurred_data(seed, delta):
     assert share == pytest.approx(0.5, abs=1e-9)
 
 
+def test_hubers_path_may_leave_the_interval_between_median_and_mean():
+    """Mean and median are 0; the fitted prediction is not, at any threshold between."""
+    y = numpy.repeat([-4.5, -0.5, 0.0, 1.0], [5, 35, 20, 40])
+    assert y.mean() == 0 == numpy.median(y)
+    for delta, stated in ((1, 0.175 / 0.95), (2, 0.125 / 0.95), (3, 0.075 / 0.95)):
+        best = scipy.optimize.brentq(lambda f: numpy.clip(f - y, -delta, delta).mean(), -4, 1)  # noqa: B023
+        assert best == pytest.approx(stated)
+
+
 MEAN, QUANTILE = derived.lognormal_mean(), derived.lognormal_quantile()
 HUBER_SLOPE = sympy.lambdify(
     [derived.f, derived.delta, derived.x, derived.sigma], derived.lognormal_huber_slope(derived.f), ["scipy", "numpy"]

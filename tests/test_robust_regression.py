@@ -210,6 +210,25 @@ def test_breakdown():
     assert at_huber - 5 == pytest.approx(scipy.optimize.brentq(equation, 0, 10), abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("share", "place", "kept"),
+    [(0.46, 25, True), (0.48, 25, False), (0.3, 15, True), (0.4, 15, False), (0.3, 10, False)],
+)
+def test_tukey_gives_way_where_wrong_targets_are_many_or_near(share, place, kept):
+    """They inflate the MAD, and within 4.6851 of it they count. The estimate is a stationary point of the loss."""
+    y = 5 + torch.randn(1001, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y[: round(share * 1001)] = place
+    estimate, s = y.median(), mad(y)
+    for _ in range(400):
+        weight = (1 - ((y - estimate) / s / 4.6851) ** 2).clamp(min=0) ** 2
+        estimate = (weight * y).sum() / weight.sum()
+    at = estimate.requires_grad_()
+    (slope,) = torch.autograd.grad(tukey(at.expand_as(y), y, scale=s).mean(), at)
+    assert abs(slope) < 1e-6
+    error = abs(estimate.item() - 5)
+    assert error < 0.15 if kept else error > 0.5
+
+
 # --- the loss that trains ------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,16 @@ def mean_square_projection(v: Sequence[Expr]) -> Expr:
     return sympy.expand(around)
 
 
+def sliced_quarter_turn() -> Expr:
+    """SW_2² of two points at (±1, 0) and two at (0, ±1), of which W_2² is 2.
+
+    Along the direction a they are at ±|cos a| and ±|sin a|; the first quarter of the circle stands for all four.
+    """
+    a = Symbol("a", real=True)
+    square = sympy.expand((sympy.cos(a) - sympy.sin(a)) ** 2)
+    return sympy.expand(sympy.integrate(square, (a, 0, pi / 2)) / (pi / 2))
+
+
 def entropic_plan() -> Expr:
     """Two points a cost c apart, half the mass on each, against themselves: the mass that stays on one point.
 

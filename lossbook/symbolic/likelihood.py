@@ -59,7 +59,10 @@ def negative_log_density(u: Sequence[Expr], symbol: str = "wrap", order: Expr = 
 
 
 def log_normaliser(n: int, symbol: str = "wrap", order: Expr = s) -> Expr:
-    """The part of `negative_log_density` without u: (n-1)/2 log 2π + (n-1) log σ + s Σ_{k≠0} log m(k)."""
+    """The part of `negative_log_density` without u: (n-1)/2 log 2π + Σ_{k≠0} log of the `variances` / 2.
+
+    With m(k) = m(n-k), so not for "raw", that is (n-1)/2 log 2π + (n-1) log σ + s Σ_{k≠0} log m(k).
+    """
     logs = sum(log(variance) for variance in variances(n, symbol, order)[1:])
     return expand_log(Rational(n - 1, 2) * log(2 * pi) + logs / 2, force=True)
 
