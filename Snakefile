@@ -78,7 +78,7 @@ rule figures:
 rule derivation:
     input:
         notebook="notebooks/derivations/{name}.ipynb",
-        library=library("symbolic/**/*", "losses/**/*", "figures", "results"),
+        library=library("symbolic/**/*", "losses/**/*", "checks", "data", "figures", "models", "noise", "results"),
     output:
         "build/notebooks/derivations/{name}.ipynb",
     log:
@@ -126,7 +126,7 @@ use rule derivation as experiment with:
 use rule derivation as figure with:
     input:
         notebook="notebooks/figures/{name}.ipynb",
-        library=library("figures", "results"),
+        library=library("**/*"),
         tables=sorted(glob("data/results/*.parquet") + glob("data/results/bench/*.csv")),
     output:
         "build/notebooks/figures/{name}.ipynb",
@@ -137,7 +137,7 @@ use rule derivation as figure with:
 use rule derivation as start_here with:
     input:
         notebook="notebooks/00_start_here.ipynb",
-        library=library("claims"),
+        library=library("claims", "losses/**/*", "checks"),
         claims=glob("data/claims.csv"),
     output:
         "build/notebooks/00_start_here.ipynb",

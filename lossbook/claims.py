@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas
 
-PATH = Path(__file__).resolve().parent.parent / "data" / "claims.csv"
+from lossbook import PROJECT
+
+PATH = PROJECT / "data" / "claims.csv"
 COLUMNS = ("id", "source", "claim", "verdict", "notebook", "heading", "test")
 SOURCES = {
     "fourier": "The Fourier Loss Function (arXiv 2102.02979)",
@@ -26,6 +28,8 @@ def load() -> pandas.DataFrame:
     verdict   begins with holds, holds if, fails or open
     notebook  path from the root; heading: its heading that shows the verdict; test: the test that guards it
     """
+    if not PATH.is_file():
+        raise ValueError(f"{PATH} is not there; run this inside the project, which holds the claims")
     claims = pandas.read_csv(PATH, dtype=str, keep_default_na=False)
     if tuple(claims.columns) != COLUMNS or claims["id"].duplicated().any() or (claims == "").any(axis=None):
         raise ValueError(f"{PATH} is damaged; allowed: the columns {', '.join(COLUMNS)}, unique ids, no empty cell")

@@ -12,7 +12,7 @@ from lossbook.losses import catalogue
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point: 0 when all went well, 2 when the input was refused."""
+    """Entry point: 0 when all went well, 2 when the input was refused, 1 when the disk did not take or give a file."""
     parser = argparse.ArgumentParser(prog="lossbook", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -61,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"lossbook: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"lossbook: {error}. Rows written before are kept; the same command goes on from them", file=sys.stderr)
+        return 1
 
 
 def _losses(given) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lossbook import PROJECT
 from lossbook.checks import check_name
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -111,15 +112,11 @@ class Dataset:
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """The folder of the sets: ``root``, else ``LOSSBOOK_DATA``, else ``data/`` of the project.
 
-    The project is the folder above the package, as in an editable install; a package installed without its
-    project takes the working directory instead, never a folder among the installed packages. A relative
-    ``LOSSBOOK_DATA`` starts from the project, because each notebook runs in a folder of its own.
+    A relative ``LOSSBOOK_DATA`` starts from the project, because each notebook runs in a folder of its own.
     """
     if root:
         return Path(root).expanduser()
-    above = Path(__file__).resolve().parent.parent
-    project = above if (above / "pyproject.toml").is_file() else Path.cwd()
-    return project / Path(os.environ.get("LOSSBOOK_DATA") or "data").expanduser()
+    return PROJECT / Path(os.environ.get("LOSSBOOK_DATA") or "data").expanduser()
 
 
 def is_there(name: str) -> bool:

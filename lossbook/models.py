@@ -112,7 +112,9 @@ class Airbench(nn.Sequential):
     """
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int):
-        channels = input_shape[0]
+        channels, *size = input_shape
+        if min(size) < 28:
+            raise ValueError(f"airbench was given images of {size[0]}x{size[1]}; allowed: of at least 28x28")
         filters = 2 * 4 * channels
         layers: list[nn.Module] = [nn.Conv2d(channels, filters, 2), nn.GELU()]
         layers[0].weight.requires_grad_(False)
@@ -199,20 +201,14 @@ PERCEPTRONS = ("mlp", "mlp_dropout")  # of any input, tables too
 STACKABLE = ("mlp",)  # stacked convolutions become grouped ones, which are slow; dropout differs from run to run
 
 
-def lookup(name: str):
-    """The function that builds a network; ValueError with the nearest name for an unknown one."""
-    check_name("model", name, MODELS)
-    return MODELS[name]
-
-
 def create(name: str, input_shape: tuple[int, ...], num_classes: int, seed: int = 0) -> nn.Module:
     """A network by name for images of input_shape (channels, height, width), initialised from seed alone.
 
     The rows of a table, input_shape (features,), are for the multi-layer perceptron.
     """
-    build = lookup(name)
+    check_name("model", name, MODELS)
     if len(input_shape) != 3 and name not in PERCEPTRONS:
         raise ValueError(f"{name} was given inputs of shape {tuple(input_shape)}; allowed: images; use mlp for a table")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(input_shape, num_classes)
+        return MODELS[name](input_shape, num_classes)

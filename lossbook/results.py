@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 import numpy
@@ -11,7 +12,8 @@ import pyarrow
 from pyarrow.parquet import ParquetFile
 from scipy import stats
 
-PROJECT = Path(__file__).resolve().parent.parent
+from lossbook import PROJECT
+
 PUBLISHED = PROJECT / "data" / "results"  # committed: one table an experiment
 RUNS = PROJECT / "data" / "runs"  # this machine's own: one file a run, ignored by git
 
@@ -19,7 +21,7 @@ RUNS = PROJECT / "data" / "runs"  # this machine's own: one file a run, ignored 
 def write_atomically(path: Path, write) -> None:
     """Call write(temporary path) and move the file into place: readers see all of it or nothing, even after a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.stem}-{os.getpid()}.tmp"
+    temporary = path.parent / f".{path.stem}-{uuid.uuid4().hex}.tmp"  # processes of two machines may have one number
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -99,6 +101,8 @@ def paired_differences(
     rows      one row a run with columns `loss`, `seed`, `by` and `value`
     baseline  the loss to compare with
     by        columns that name a setting; the differences are taken and the correction made inside each
+
+    p is NaN, and not counted in the correction, where there is one seed or the differences do not vary.
     """
     keys = [*by, "seed"]
     reference = rows.loc[rows["loss"] == baseline, [*keys, value]].rename(columns={value: "reference"})

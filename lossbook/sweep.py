@@ -117,10 +117,11 @@ def noisy_labels(profile: str, dataset: str, model: str) -> Grid:
     settings = (("symmetric", 0.0), ("symmetric", 0.4), *wrong)
     if model == "airbench":
         return Grid(LOSSES, settings, seeds, NOISY_AIRBENCH_EPOCHS, learning_rates=(0.5, 1.5, 4.5), recipe=AIRBENCH)
-    recipe = dict(batch_size=256, mode="fast")
+    epochs, recipe = {"cnn_small": 6, "cnn8": 60, "resnet18": 60}, dict(batch_size=256, mode="fast")
+    check_name("model of the paper profile", model, ("mlp", *epochs, "airbench"))
     if dataset.startswith("cifar") and model != "cnn_small":
         recipe["augment"] = "shift_flip"
-    return Grid(LOSSES, settings, seeds, {"cnn_small": 6, "cnn8": 60, "resnet18": 60}[model], recipe=recipe)
+    return Grid(LOSSES, settings, seeds, epochs[model], recipe=recipe)
 
 
 def noisy_images(profile: str, dataset: str, model: str) -> Grid:
@@ -340,10 +341,15 @@ def plan(
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise ValueError(f"{key}={value!r} was given; allowed: a list, empty for that of the profile")
     changes = {key: tuple(value) for key, value in changes.items()} | {"epochs": epochs}
+    for loss in changes.get("losses", ()):
+        if not isinstance(loss, str):
+            raise ValueError(f"losses holds {loss!r}; allowed: names or specs, such as 'fourier(s=2)'")
     changes = {key: value for key, value in changes.items() if value}
     build = _classifiers if experiment in EXPERIMENTS else _task
     default = ("digits", "mlp") if experiment in EXPERIMENTS else _module(experiment).DEFAULT
     tuning, grid = build(experiment, profile, dataset or default[0], model or default[1], variant, changes)
+    if TUNING_SEED in {config.seed for config in grid}:
+        raise ValueError(f"seeds holds {TUNING_SEED}; allowed: any other, for that one chooses the learning rates")
     return Plan(experiment, tuple(tuning), tuple(grid), Path(out) if out else None, variant)
 
 
@@ -568,10 +574,10 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
     known = results.load(plan.experiment, plan.out) if deadline < math.inf else None
 
     def fits(stack: list[Config]) -> bool:
-        return known is None or time.monotonic() + expected_seconds(stack[0], known)[0] * len(stack) < deadline
+        return time.monotonic() + expected_seconds(stack[0], known)[0] * len(stack) < deadline
 
     begin, told, done = time.monotonic(), 0.0, 0
-    for rows in trained(stacks(waiting, workers), workers, fits):
+    for rows in trained(stacks(waiting, workers), workers, fits if known is not None else None):
         for row in rows:
             results.write_row(row, plan.experiment, plan.out)
         now, done = time.monotonic(), done + len(rows)
@@ -627,20 +633,20 @@ def _end_with_parent() -> None:
 
 
 def trained(
-    stacks: list[list[Config]], workers: int | None, fits: Callable[[list[Config]], bool] = lambda stack: True
+    stacks: list[list[Config]], workers: int | None, fits: Callable[[list[Config]], bool] | None = None
 ) -> Iterable[list[dict[str, object]]]:
-    """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked."""
+    """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked, if given."""
     workers = min(_workers(workers), len(stacks))
     if workers == 1:
-        yield from map(_carry_out, itertools.takewhile(fits, stacks))
+        yield from map(_carry_out, itertools.takewhile(fits, stacks) if fits else stacks)
         return
+    ahead = 0 if fits else 2  # without a deadline two more than there are workers: none waits for this process
     context, waiting, going = multiprocessing.get_context("spawn"), iter(stacks), set()
     with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         try:
             while True:
-                # two more than there are workers, so that none waits for this process
-                for stack in itertools.islice(waiting, workers + 2 - len(going)):
-                    if fits(stack):
+                for stack in itertools.islice(waiting, workers + ahead - len(going)):
+                    if not fits or fits(stack):
                         going.add(pool.submit(_carry_out, stack))
                 if not going:
                     return
@@ -648,4 +654,4 @@ def trained(
                 for future in done:
                     yield future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)

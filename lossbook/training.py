@@ -169,7 +169,9 @@ def canonical_loss(spec: str, num_classes: int = 10) -> str:
     losses.create(name, num_classes, **hyper)
     defaults = losses.lookup(name).defaults
     values = {k: float(v) if isinstance(defaults[k], float) else v for k, v in hyper.items()}
-    changed = [f"{k}={_literal(v)}" for k, v in sorted(values.items()) if v != defaults[k]]
+    # of shuffled classes no permutation named means another one for each seed: see `make_loss`
+    named = {"permutation_seed"} if values.get("placement") == "permuted" else set()
+    changed = [f"{k}={_literal(v)}" for k, v in sorted(values.items()) if v != defaults[k] or k in named]
     return f"{name}({', '.join(changed)})" if changed else name
 
 
@@ -366,6 +368,7 @@ def arithmetic(mode: str, device: torch.device):
     """
     if device.type == "cpu":
         before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        flushed = not torch.tensor(1e-310, dtype=torch.float64).mul(1).item()  # torch sets this and does not tell it
         try:
             torch.set_num_threads(threads())
             torch.set_flush_denormal(True)
@@ -373,7 +376,7 @@ def arithmetic(mode: str, device: torch.device):
             yield
         finally:
             torch.set_num_threads(before[0])
-            torch.set_flush_denormal(False)
+            torch.set_flush_denormal(flushed)
             torch.set_float32_matmul_precision(before[1])
     else:
         with torch.backends.cudnn.flags(
@@ -432,7 +435,10 @@ def train_together(configs: Sequence[Config], device: str | torch.device | None 
     device = torch.device(device) if device is not None else default_device()
     with arithmetic(configs[0].mode, device), torch.random.fork_rng():
         torch.manual_seed(derived_seed("dropout", configs[0].seed))  # dropout takes torch's own generator
-        return _train(configs, [prepare(config, device) for config in configs], device)
+        # runs that differ in their loss alone share their data, and the tensors that hold them
+        data_of = [replace(config, loss="cross_entropy") for config in configs]
+        splits = {config: prepare(config, device) for config in dict.fromkeys(data_of)}
+        return _train(configs, [splits[config] for config in data_of], device)
 
 
 def _train(configs: Sequence[Config], splits: list[Split], device: torch.device) -> list[dict[str, object]]:

@@ -409,6 +409,55 @@ def test_divergences_differentiate_compile_and_vmap(hyper):
     torch.testing.assert_close(torch.func.vmap(both)(z, labels, soft), value, rtol=1e-12, atol=1e-12)
 
 
+SEVERAL = {
+    "fourier": [dict(s=1.5), dict(s=2.5), dict(pad=1), dict(pad=2), dict(symbol="sin"), dict(placement="permuted")],
+    "gce": [dict(q=0.3), dict(q=0.5)],
+    "focal": [dict(gamma=1.0), dict(gamma=3.0)],
+    "js": [dict(pi=0.3), dict(pi=0.5)],
+    "label_smoothing": [dict(epsilon=0.1), dict(epsilon=0.2)],
+    "rooted_logistic": [dict(k=2.0), dict(k=3.5)],
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_one_compiled_loss_takes_other_hyper_parameters_and_class_counts(name):
+    """torch.compile makes a symbol of a number that has changed: no check and no table may stumble over it."""
+    torch._dynamo.reset()
+    loss = of(name)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(recompile_limit=100):
+        for classes in (7, 5, 20):
+            z, *targets = sample(4, classes)
+            for hyper, target in itertools.product(SEVERAL[name], targets):
+                torch.testing.assert_close(compiled(z, target, **hyper), loss(z, target, **hyper))
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_under_autocast_the_gradient_is_float32_too(name):
+    """The backward of what is compiled inside an autocast region is traced inside it, and products in bfloat16."""
+    for classes, soft_target in itertools.product((5, 20), (False, True)):
+        torch._dynamo.reset()
+        z, labels, soft = (part.float() if part.is_floating_point() else part for part in sample(6, classes))
+        target = soft if soft_target else labels
+        exact = gradient(lambda z, target=target: of(name)(z, target), z)
+        inside, at = torch.compile(of(name), fullgraph=True, backend="aot_eager"), z.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = inside(at, target).sum()
+        (found,) = torch.autograd.grad(value, at)
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_for_many_slopes_at_once():
+    for name, classes in itertools.product(NAMES, (5, 20)):
+        z, labels, soft = sample(3, classes)
+        for target in (labels, soft):
+            loss = lambda z, name=name, target=target: of(name)(z, target)  # noqa: E731
+            rows = [torch.autograd.functional.jacobian(loss, z, vectorize=vectorize) for vectorize in (False, True)]
+            torch.testing.assert_close(*rows)
+
+
 def test_a_clip_is_deaf_to_outliers():
     """At p_y = 4e-8 cross-entropy pulls with full force, the clipped divergence not at all."""
     z, labels = torch.tensor([[0.0, 17, 0]], dtype=torch.float64), torch.tensor([0])

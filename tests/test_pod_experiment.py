@@ -140,6 +140,8 @@ def test_collapse_measures_of_collapsed_features():
 def test_divergence_is_a_status():
     of = found(CE, learning_rate=1e4)
     assert of["status"] == "diverged" and math.isnan(of["validation_score"])
+    of = found("pod(delta='norm')", learning_rate=1e4, epochs=2)  # the loss stays finite, the norm does not
+    assert of["status"] == "diverged"
 
 
 def test_fast_arithmetic_learns_too():

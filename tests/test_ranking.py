@@ -281,6 +281,8 @@ def test_compiled_vmapped_and_batched_equal_one_list_at_a_time(measure):
     for function in (hinge, compiled, torch.func.vmap(hinge), torch.func.vmap(hinge, in_dims=1, out_dims=1)):
         torch.testing.assert_close(function(scores, relevant), alone, rtol=0, atol=1e-12)
     torch.testing.assert_close(gradient(compiled, scores, relevant), slopes, rtol=0, atol=1e-12)
+    arguments = scores[0].mT.contiguous().mT, relevant[0], measure, 0.5  # in columns: what a compiler is told of it
+    torch.library.opcheck(torch.ops.lossbook.worst_ranking.default, arguments, test_utils="test_faketensor")
     shared = torch.func.vmap(hinge, in_dims=(0, None))(scores[0], relevant[0, 0])
     torch.testing.assert_close(shared[0], alone[0, 0], rtol=0, atol=1e-12)
     mapped = torch.func.vmap(torch.func.grad(hinge))(scores[0], relevant[0])

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -83,6 +84,10 @@ def same_results(one, other):
         (dict(dataset="kmnist", noise=["asymmetric 0.4"]), "kmnist"),
         (dict(seeds=[-1]), "seed=-1"),
         (dict(seeds=["0"]), "seed='0'"),
+        (dict(seeds=[1000]), "1000"),
+        (dict(experiment="ranking", dataset="", model="", seeds=[0.5]), "seed=0.5"),
+        (dict(losses=[["brier"]]), "['brier']"),
+        (dict(profile="paper", dataset="mnist", model="vit"), "vit"),
         (dict(seeds=3), "seeds=3"),
         (dict(epochs=-1), "epochs=-1"),
         (dict(epochs=1.5), "epochs=1.5"),
@@ -220,6 +225,23 @@ def test_a_damaged_row_is_named(tmp_path):
         path.write_bytes(whole)
 
 
+def test_writers_of_one_file_do_not_meet_in_a_temporary_one(tmp_path, monkeypatch):
+    """Processes on two machines, or in two containers, may have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "row"
+
+    def write(text: str, meanwhile=lambda: None):
+        def whole(temporary):
+            temporary.write_text(text[:1])
+            meanwhile()
+            temporary.write_text(text)
+
+        results.write_atomically(path, whole)
+
+    write("one", lambda: write("two"))
+    assert path.read_text() == "one" and list(contents(tmp_path)) == ["row"]
+
+
 def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
     write, calls = pandas.DataFrame.to_parquet, []
 
@@ -300,6 +322,16 @@ def test_the_deadline_leaves_the_rest_for_the_next_call(tmp_path, monkeypatch):
     trained = counted(monkeypatch)
     assert len(first) == 1 and len(sweep.run(plan, workers=1)) == 2
     assert [config.hash for config in trained] == list({config.hash for config in plan.grid} - set(first["hash"]))
+
+
+def test_with_a_deadline_nothing_waits_for_a_worker(tmp_path, monkeypatch):
+    """Whether there is time is asked when a worker is free, and all workers have ended when the last row is there."""
+    monkeypatch.setattr(sweep, "VALUES_TOGETHER", {"cpu": 0, "cuda": 0})
+    stacks, asked = sweep.stacks(small(tmp_path, **MANY).grid), []
+    rows = sweep.trained(stacks, 2, lambda stack: asked.append(stack) or len(asked) <= 3)
+    first = next(rows)
+    assert len(asked) == 2 < len(stacks)
+    assert len([first, *rows]) == 3 and not multiprocessing.active_children()
 
 
 def test_expected_cost_is_measured_where_rows_are_there(tmp_path):

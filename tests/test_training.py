@@ -403,6 +403,27 @@ def test_hash_does_not_depend_on_spelling(one, other):
     assert Config(loss=one).hash == Config(loss=other).hash
 
 
+def test_a_permutation_that_is_named_is_taken():
+    """Zero too, which is the default of the loss: where none is named each seed has its own."""
+    classes = {
+        (spec, seed): training.make_loss(Config(loss=f"fourier(placement='permuted'{spec})", seed=seed), 10).hyper
+        for spec in ("", ", permutation_seed=0", ", permutation_seed=1")
+        for seed in (0, 1)
+    }
+    for named in (0, 1):
+        assert all(classes[f", permutation_seed={named}", seed]["permutation_seed"] == named for seed in (0, 1))
+    assert classes["", 0] != classes["", 1]
+    assert "permutation_seed" not in canonical_loss("fourier(permutation_seed=0)")
+
+
+def test_runs_that_differ_in_their_loss_share_their_data(monkeypatch):
+    prepared, prepare = [], training.prepare
+    monkeypatch.setattr(training, "prepare", lambda *given: prepared.append(given) or prepare(*given))
+    configs = [Config(**(SMALL | dict(loss=loss, seed=seed))) for loss in ("brier", "cross_entropy") for seed in (0, 1)]
+    training.train_together(configs)
+    assert len(prepared) == 2
+
+
 def test_hash_depends_on_what_matters_alone():
     assert Config(noise_kind="symmetric", noise_rate=0).hash == Config(noise_kind="none", noise_rate=0.3).hash
     assert Config(image_noise="blur", image_level=0).hash == Config().hash

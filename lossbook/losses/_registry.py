@@ -25,7 +25,7 @@ class Entry:
     symmetric  the sum of the loss over all C labels is the same for every prediction
     bounded    the loss has a finite upper bound over all logits
     convex     the loss is convex in the logits
-    smooth     the loss is twice differentiable in the logits
+    smooth     the loss is twice differentiable in the logits (`rooted_logistic` up to its seam)
     """
 
     name: str
@@ -165,7 +165,7 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (B, C) against indices (B,) or distributions (B, C), reduced."""
-        if logits.shape[-1] != self.num_classes:
+        if logits.ndim and logits.shape[-1] != self.num_classes:
             raise ValueError(
                 f"{self.entry.name}: logits have {logits.shape[-1]} classes, made for num_classes={self.num_classes}; "
                 f"create the loss with num_classes={logits.shape[-1]}"
@@ -196,7 +196,10 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     for key in hyper:
         check_name(f"hyper-parameter of {name}", key, entry.defaults)
     loss = Loss(entry, num_classes, reduction, dict(hyper))
-    loss(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.long))  # a bad value is refused here, not in training
+    try:  # a bad value is refused here, not in training
+        loss(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.long))
+    except TypeError as error:  # of a value that no check expected, such as a list for a name
+        raise ValueError(f"{name}: {hyper} was given; allowed: values like {entry.defaults} ({error})") from error
     return loss
 
 

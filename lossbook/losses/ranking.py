@@ -138,7 +138,7 @@ def _worst_ranking(scores: Tensor, relevant: Tensor, measure: str, leaf: float) 
 
 @_worst_ranking.register_fake
 def _(scores: Tensor, relevant: Tensor, measure: str, leaf: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(scores), scores.new_empty(scores.shape[:-1])
+    return scores.new_empty(scores.shape), scores.new_empty(scores.shape[:-1])
 
 
 @_worst_ranking.register_vmap

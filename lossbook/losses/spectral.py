@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossbook.checks import check_name, check_range
-from lossbook.losses._registry import distribution, reduced, register
+from lossbook.losses._registry import WIDE, distribution, reduced, register
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
@@ -51,8 +51,11 @@ def frequency_weights(shape: Sequence[int], s: float = 1.0, symbol: str = "wrap"
         along = {"wrap": numpy.minimum(k, points - k), "sin": 2 * numpy.sin(math.pi * k / points), "raw": k}[symbol]
         squared += numpy.expand_dims(along**2, [a for a in range(len(shape)) if a != axis])
     squared.flat[0] = 1.0  # set to zero below: never divide by it
-    weights = squared**-s
+    with numpy.errstate(over="ignore"):
+        weights = squared**-s
     weights.flat[0] = 0.0
+    if not numpy.isfinite(weights).all():
+        raise ValueError(f"fourier: s={s} was given, which makes weights too large for float64; take a smaller s")
     return weights
 
 
@@ -122,11 +125,14 @@ def _constant(function):
     """Cache a table that depends on hyper-parameters alone, and tell torch.compile that it is a constant."""
 
     @functools.lru_cache(maxsize=64)
-    def cached(*key) -> Tensor:
+    def cached(dtype, device, *key) -> Tensor:
         # Made in a thread of its own, where no transform of torch.func and no inference mode of the caller is on: a
         # table made under one of them could not be used outside.
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(function, *key).result()
+            made = pool.submit(function, dtype, device, *key).result()
+        if not made.isfinite().all():
+            raise ValueError(f"fourier: {key} was given, which has weights too large for {dtype}; take a smaller s")
+        return made
 
     def table(*key) -> Tensor:
         return cached(*key)
@@ -137,18 +143,18 @@ def _constant(function):
 
 
 @_constant
-def _root(dtype, device, key: tuple) -> Tensor:
+def _root(dtype, device, *key) -> Tensor:
     return torch.from_numpy(_square_root(quadratic_form(*key))).to(dtype=dtype, device=device)
 
 
 @_constant
-def _hessian(dtype, device, key: tuple) -> Tensor:
+def _hessian(dtype, device, *key) -> Tensor:
     """2 Q, the second derivative of the loss in p."""
     return torch.from_numpy(2 * quadratic_form(*key)).to(dtype=dtype, device=device)
 
 
 @_constant
-def _spectrum(dtype, device, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
+def _spectrum(dtype, device, s: float, symbol: str, *shape: int) -> Tensor:
     """What the squares of the real and imaginary parts of a real FFT count for in the loss, one after the other."""
     axes = tuple(range(len(shape)))
     weights = frequency_weights(shape, s, symbol)
@@ -162,7 +168,7 @@ def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
     """The loss of u (*batch, *grid), its grid filled up with zeros to the given shape, in O(M log M)."""
     transformed = torch.view_as_real(torch.fft.rfftn(u, s=shape, dim=tuple(range(-len(shape), 0))))
     power = transformed.flatten(-1 - len(shape)).square()
-    return (power * _spectrum(power.dtype, power.device, shape, s, symbol)).sum(-1)
+    return (power * _spectrum(power.dtype, power.device, s, symbol, *shape)).sum(-1)
 
 
 class _OfLabels(torch.autograd.Function):
@@ -194,14 +200,15 @@ class _OfLabels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope: Tensor):
-        if ctx.gradient is not None and not torch.is_grad_enabled():
+        many = not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(slope)
+        if ctx.gradient is not None and not torch.is_grad_enabled() and not many:
             gradient, ctx.gradient = ctx.gradient, None  # handed on, and scaled in its place
             if slope.ndim:
                 gradient.mul_(slope.unsqueeze(-1))
             elif slope.is_cuda or torch.compiler.is_compiling() or slope.item() != 1:  # a GPU would be waited for
                 gradient.mul_(slope)
             return gradient, None, None, None, None
-        # asked for a second time, or to be differentiated itself: by its formula
+        # asked for a second time, for many slopes at once (is_grads_batched), or to be differentiated: by its formula
         logits, labels, hessian = ctx.saved_tensors
         p, label = torch.softmax(logits, -1), labels.unsqueeze(-1)
         in_p = p.scatter_add(-1, label, p.new_full(label.shape, -1)) @ hessian
@@ -229,24 +236,27 @@ def _kernel() -> ModuleType | None:
     return importlib.import_module("lossbook.losses._kernel") if importlib.util.find_spec("triton") else None
 
 
-def _by_form(logits: Tensor, target: Tensor, reduction: str, *key) -> Tensor:
+def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
-    classes = logits.shape[-1]
-    few, table = classes < 16, (logits.dtype, logits.device, (classes, *key))
+    few, dtype = classes < 16, logits.dtype
     if len(logits) and not target.is_floating_point() and not _transformed():  # of nothing there is no mean
         kernel = _kernel_for(logits)
-        if kernel or not few:
-            return _OfLabels.apply(logits, target, _hessian(*table), reduction, kernel)
+        if kernel or not few or torch.compiler.is_compiling():
+            return _OfLabels.apply(logits, target, _hessian(dtype, logits.device, classes, *key), reduction, kernel)
+    if torch.compiler.is_compiling() and target.is_floating_point():
+        # compiled in an autocast region, the backward of a product would be taken in bfloat16; of float64 it is not
+        logits, target = logits.double(), target.double()
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
     first = few and logits.device.type == "cpu"
-    p, root = torch.softmax(logits.mT, 0) if first else torch.softmax(logits, -1), _root(*table)
+    p = torch.softmax(logits.mT, 0) if first else torch.softmax(logits, -1)
+    root = _root(p.dtype, p.device, classes, *key)
     if target.is_floating_point():
         label = root @ target.mT if first else target @ root
     else:
         label = root.index_select(int(first), target)  # of a class index, R y is a row of R
     squares = F.mse_loss(root @ p if first else p @ root, label, reduction="none")  # in one kernel each way
-    return reduced(squares.sum(0 if first else 1), reduction)
+    return reduced(squares.sum(0 if first else 1), reduction).to(dtype)
 
 
 @register(
@@ -281,14 +291,17 @@ def fourier(
     pad        empty points added along every axis of the grid
     reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
+    _check_pad(pad)
     classes, placement = logits.shape[-1], _hashable(placement)
+    if torch.compiler.is_compiling():  # the tables depend on these: to it constants, which a string makes of symbols
+        s, *whole = [float.fromhex(float(n).hex()) for n in (s, classes, pad, permutation_seed)]
+        classes, pad, permutation_seed = [int(n) for n in whole]
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
-        _check_pad(pad)
         values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
         return reduced(values, reduction)
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
     labels = target if logits.ndim == 2 else target.reshape(rows.shape if target.ndim == logits.ndim else -1)
-    value = _by_form(rows, labels, reduction, s, symbol, placement, pad, permutation_seed)
+    value = _by_form(rows, labels, reduction, classes, s, symbol, placement, pad, permutation_seed)
     return value if logits.ndim == 2 or reduction != "none" else value.view(logits.shape[:-1])
 
 
@@ -306,11 +319,13 @@ def _hashable(placement):
 def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wrap", dims: int = 1) -> Tensor:
     """The Fourier-based metric sqrt(L) between distributions on a periodic grid, by FFT in O(M log M).
 
-    x, y    (*batch, N_1, ..., N_dims), of equal total mass (the mass itself, k = 0, is not seen)
+    x, y    (*batch, N_1, ..., N_dims), of equal total mass (the mass itself, k = 0, is not seen); half precision is
+            raised to float32
     returns (*batch). Not differentiable where x = y: train on its square.
     """
     if x.shape != y.shape or x.ndim < dims:
         raise ValueError(
             f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes"
         )
-    return _by_fft(x - y, tuple(x.shape[x.ndim - dims :]), s, symbol).sqrt()
+    u = x - y if x.dtype in WIDE else x.float() - y.float()
+    return _by_fft(u, tuple(x.shape[x.ndim - dims :]), s, symbol).sqrt()

@@ -13,7 +13,6 @@ from sympy import Expr, Function, Symbol, exp, expand_log, log, stats
 y, mu, z = sympy.symbols("y mu z", real=True)
 sigma, v, b = sympy.symbols("sigma v b", positive=True)
 p = Symbol("p", positive=True)
-log_v = Symbol("eta", real=True)
 
 
 def negative_log(density: Expr) -> Expr:
@@ -21,13 +20,8 @@ def negative_log(density: Expr) -> Expr:
     return sympy.expand(-expand_log(log(density), force=True))
 
 
-def gaussian_nll() -> Expr:
-    """-log N(y; μ, σ²)."""
-    return negative_log(stats.density(stats.Normal("y", mu, sigma))(y))
-
-
 def gaussian_nll_of_variance() -> Expr:
-    """The same as a function of the variance v."""
+    """-log N(y; μ, v), a function of the variance."""
     return negative_log(stats.density(stats.Normal("y", mu, sympy.sqrt(v)))(y))
 
 

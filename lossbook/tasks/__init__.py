@@ -50,6 +50,8 @@ class Task:
     def __post_init__(self):
         check_range("learning_rate", self.learning_rate, "(0, inf)")
         check_range("seed", self.seed, "[0, inf)")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed={self.seed!r} was given; allowed: a whole number")
 
     @property
     def hash(self) -> str:
