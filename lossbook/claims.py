@@ -30,7 +30,10 @@ def load() -> pandas.DataFrame:
     """
     if not PATH.is_file():
         raise ValueError(f"{PATH} is not there; run this inside the project, which holds the claims")
-    claims = pandas.read_csv(PATH, dtype=str, keep_default_na=False)
+    try:
+        claims = pandas.read_csv(PATH, dtype=str, keep_default_na=False)
+    except pandas.errors.ParserError as error:
+        raise ValueError(f"{PATH} is damaged ({error}); restore it from the repository") from error
     if tuple(claims.columns) != COLUMNS or claims["id"].duplicated().any() or (claims == "").any(axis=None):
         raise ValueError(f"{PATH} is damaged; allowed: the columns {', '.join(COLUMNS)}, unique ids, no empty cell")
     if unknown := set(claims["source"]) - set(SOURCES):

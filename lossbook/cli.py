@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from lossbook.losses import catalogue
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point: 0 when all went well, 2 when the input was refused, 1 when the disk did not take or give a file."""
+    """Entry point: 0 when all went well, 2 when the input was refused, 1 where a file failed, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="lossbook", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -57,7 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
         "claims": _claims,
     }
     try:
-        return run_command[given.command](given)
+        done = run_command[given.command](given)
+        sys.stdout.flush()
+        return done
+    except KeyboardInterrupt:
+        print("lossbook: interrupted. The rows written before are kept; the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read it has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ValueError as error:
         print(f"lossbook: {error}", file=sys.stderr)
         return 2
@@ -105,6 +114,8 @@ def _run(given) -> int:
             del table["variant"]
         print(table.to_string(index=False, float_format="{:.1f}".format))
         return 0
+    if given.minutes < math.inf and (shortest := sweep.shortest_minutes(plans, given.workers)) > given.minutes:
+        raise ValueError(f"--minutes {given.minutes:g} was given, and what is left takes {shortest:.1f} at least")
     for plan, rows in zip(plans, sweep.run_all(plans, given.workers, began + 60 * given.minutes), strict=True):
         states = Counter(rows.get("status", ()))
         if left := len(plan.grid) - len(rows):

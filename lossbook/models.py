@@ -112,9 +112,7 @@ class Airbench(nn.Sequential):
     """
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int):
-        channels, *size = input_shape
-        if min(size) < 28:
-            raise ValueError(f"airbench was given images of {size[0]}x{size[1]}; allowed: of at least 28x28")
+        channels = input_shape[0]
         filters = 2 * 4 * channels
         layers: list[nn.Module] = [nn.Conv2d(channels, filters, 2), nn.GELU()]
         layers[0].weight.requires_grad_(False)
@@ -201,14 +199,22 @@ PERCEPTRONS = ("mlp", "mlp_dropout")  # of any input, tables too
 STACKABLE = ("mlp",)  # stacked convolutions become grouped ones, which are slow; dropout differs from run to run
 
 
+def check(name: str, input_shape: tuple[int, ...]) -> None:
+    """Refuse, with a ValueError, a network that there is not, or that does not take inputs of this shape."""
+    check_name("model", name, MODELS)
+    if len(input_shape) != 3 and name not in PERCEPTRONS:
+        allowed = ", ".join(PERCEPTRONS)
+        raise ValueError(f"model={name!r} was given for a table, of {input_shape[0]} features; allowed: {allowed}")
+    if name == "airbench" and min(input_shape[1:]) < 28:
+        raise ValueError(f"model={name!r} was given for images of shape {input_shape}; allowed: of at least 28x28")
+
+
 def create(name: str, input_shape: tuple[int, ...], num_classes: int, seed: int = 0) -> nn.Module:
     """A network by name for images of input_shape (channels, height, width), initialised from seed alone.
 
     The rows of a table, input_shape (features,), are for the multi-layer perceptron.
     """
-    check_name("model", name, MODELS)
-    if len(input_shape) != 3 and name not in PERCEPTRONS:
-        raise ValueError(f"{name} was given inputs of shape {tuple(input_shape)}; allowed: images; use mlp for a table")
+    check(name, input_shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name](input_shape, num_classes)

@@ -13,6 +13,7 @@ from pyarrow.parquet import ParquetFile
 from scipy import stats
 
 from lossbook import PROJECT
+from lossbook.checks import check_name
 
 PUBLISHED = PROJECT / "data" / "results"  # committed: one table an experiment
 RUNS = PROJECT / "data" / "runs"  # this machine's own: one file a run, ignored by git
@@ -44,7 +45,15 @@ def write_row(row: dict[str, object], experiment: str, folder: str | Path | None
 def published(experiment: str) -> pandas.DataFrame:
     """The committed table of an experiment; empty where there is none yet."""
     path = PUBLISHED / f"{experiment}.parquet"
-    return pandas.read_parquet(path) if path.is_file() else pandas.DataFrame({"hash": pandas.Series(dtype=str)})
+    return _read(path).to_pandas() if path.is_file() else pandas.DataFrame({"hash": pandas.Series(dtype=str)})
+
+
+def _read(path: Path) -> pyarrow.Table:
+    try:
+        return ParquetFile(path).read()
+    except (OSError, ValueError) as error:
+        remedy = "restore it from the repository" if path.parent == PUBLISHED else "delete it and run the sweep again"
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def load(experiment: str, folder: str | Path | None = None, with_published: bool = True) -> pandas.DataFrame:
@@ -54,13 +63,12 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
     """
     tables = []
     for path in sorted((Path(folder or RUNS) / experiment).glob("*.parquet")):
-        try:
-            tables.append(ParquetFile(path).read())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run the sweep again") from error
+        tables.append(_read(path))
+        if tables[-1]["hash"].to_pylist() != [path.stem]:
+            raise ValueError(f"{path} holds the row of another run; delete it and run the sweep again")
     committed = PUBLISHED / f"{experiment}.parquet"
     if with_published and committed.is_file():
-        tables.append(ParquetFile(committed).read())
+        tables.append(_read(committed))
     if not tables:
         return published(experiment)
     # joined before they become a frame: a frame a file would take most of the time
@@ -74,6 +82,8 @@ def publish(experiment: str, datasets: list[str] | None = None, folder: str | Pa
     if rows.empty:
         raise ValueError(f"{experiment} has no rows under {Path(folder or RUNS)}; run the sweep first")
     if datasets:
+        for name in datasets:
+            check_name(f"dataset with rows of {experiment}", name, sorted(rows["dataset"].unique()))
         rows = rows[rows["dataset"].isin(datasets) | rows["hash"].isin(published(experiment)["hash"])]
     order = ["dataset", "model", "noise_kind", "noise_rate", "image_noise", "image_level", "loss", "seed", "hash"]
     order = [column for column in order if column in rows]

@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -94,9 +95,6 @@ class Grid:
     tuning_noise: tuple[str, float] = ("none", 0.0)
     matched: bool = False
     recipe: dict[str, object] = field(default_factory=dict)
-
-    def __post_init__(self):
-        object.__setattr__(self, "losses", tuple(canonical_loss(loss) for loss in self.losses))
 
 
 def noisy_labels(profile: str, dataset: str, model: str) -> Grid:
@@ -339,7 +337,10 @@ def plan(
     changes = {"losses": losses, "noise": noise, "seeds": seeds, "learning_rates": learning_rates}
     for key, value in changes.items():
         if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ValueError(f"{key}={value!r} was given; allowed: a list, empty for that of the profile")
+            raise ValueError(
+                f"{key}={value!r} was given; allowed: a list, empty for that of the profile; "
+                f"papermill takes one as -y '{key}: [...]'"
+            )
     changes = {key: tuple(value) for key, value in changes.items()} | {"epochs": epochs}
     for loss in changes.get("losses", ()):
         if not isinstance(loss, str):
@@ -350,7 +351,9 @@ def plan(
     tuning, grid = build(experiment, profile, dataset or default[0], model or default[1], variant, changes)
     if TUNING_SEED in {config.seed for config in grid}:
         raise ValueError(f"seeds holds {TUNING_SEED}; allowed: any other, for that one chooses the learning rates")
-    return Plan(experiment, tuple(tuning), tuple(grid), Path(out) if out else None, variant)
+    # what is named twice, in one spelling or two, is one run
+    tuning, grid = (tuple(dict.fromkeys(part)) for part in (tuning, grid))
+    return Plan(experiment, tuning, grid, Path(out) if out else None, variant)
 
 
 def _classifiers(
@@ -363,10 +366,11 @@ def _classifiers(
     grid = grid[variant] if isinstance(grid, dict) else grid
     if "noise" in changes:
         changes["noise"] = tuple(parse_noise(text) for text in changes["noise"])
+    of_images, classes = experiment == "noisy_images", len(data.spec(dataset).classes)
+    if of_images and dataset in data.TABLES:
+        raise ValueError(f"dataset={dataset!r} was given, a table; allowed: sets of images, {', '.join(data.NAMES)}")
     grid = replace(grid, **changes)
-    of_images = experiment == "noisy_images"
-
-    classes = len(data.spec(dataset).classes)
+    grid = replace(grid, losses=tuple(canonical_loss(loss, classes) for loss in grid.losses))
     scales = {loss: losses.gradient_scale(loss, classes) if grid.matched else 1.0 for loss in grid.losses}
 
     def configure(loss: str, kind: str, level: float, rate: float, seed: int) -> Config:
@@ -436,8 +440,11 @@ def parse_noise(text: str) -> tuple[str, float]:
         raise ValueError(f"noise {text!r} was given; allowed: a kind and a number, such as 'symmetric 0.4'") from None
 
 
-def settings(experiment: str, names: dict[str, object], variant: str = "") -> Plan:
-    """The plan of a notebook, from its `globals()`: a name that is no parameter is refused; papermill only warns."""
+def settings(experiment: str, names: dict[str, object], variant: str = "", **always: Sequence[str]) -> Plan:
+    """The plan of a notebook, from its `globals()`: a name that is no parameter is refused; papermill only warns.
+
+    always  what the notebook cannot do without, by parameter: put before what a list names
+    """
     hidden = {"In", "Out", "exit", "quit", "get_ipython", "open"}
     given = {
         key: value
@@ -447,6 +454,9 @@ def settings(experiment: str, names: dict[str, object], variant: str = "") -> Pl
     allowed = plan.__annotations__.keys() - {"experiment", "variant", "return"}
     for key in given:
         check_name("parameter", key, sorted(allowed))
+    for key, entries in always.items():
+        if given.get(key) and isinstance(given[key], list | tuple):
+            given[key] = [*entries, *(entry for entry in given[key] if entry not in entries)]
     return plan(experiment, **given, variant=variant)
 
 
@@ -465,8 +475,7 @@ def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> p
 
 def run_all(plans: Sequence[Plan], workers: int | None = None, deadline: float = math.inf) -> list[pandas.DataFrame]:
     """`run` for several plans of one experiment, in the same processes: first what tunes, then the grids."""
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers} was given; allowed: a whole number from 1")
+    _workers(workers)
     first = plans[0]
     _run(first, [config for plan in plans for config in plan.tuning], workers, deadline, "tuning")
     rows = results.load(first.experiment, first.out)
@@ -476,6 +485,16 @@ def run_all(plans: Sequence[Plan], workers: int | None = None, deadline: float =
     rows = results.load(first.experiment, first.out).set_index("hash")
     wanted = [dict.fromkeys(config.hash for config in grid) for grid in grids]
     return [rows.loc[[run for run in runs if run in rows.index]].reset_index() for runs in wanted]
+
+
+def shortest_minutes(plans: Iterable[Plan], workers: int | None = None) -> float:
+    """What the shortest piece takes of all that is missing, a run or a stack of them; 0 where nothing is."""
+    pieces = []
+    for plan in plans:
+        rows = results.load(plan.experiment, plan.out)
+        waiting = missing(plan, plan.tuning) or missing(plan, plan.chosen(rows))
+        pieces += [expected_seconds(stack[0], rows)[0] * len(stack) / 60 for stack in stacks(waiting, workers)]
+    return min(pieces, default=0.0)
 
 
 def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFrame:
@@ -571,6 +590,12 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
         data.load(name)  # a missing or damaged file is met here, before any run
     if not waiting:
         return
+    folder = results.row_path(plan.experiment, "", plan.out).parent
+    try:  # whether a row can be written shows before the first run, not after it
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"out={str(plan.out or results.RUNS)!r} cannot be written ({error}); name another") from error
     known = results.load(plan.experiment, plan.out) if deadline < math.inf else None
 
     def fits(stack: list[Config]) -> bool:
@@ -619,7 +644,9 @@ def _carry_out(stack: list[Config] | list[tasks.Task]) -> list[dict[str, object]
 
 def _workers(workers: int | None) -> int:
     """Processes: what is asked for; else one on a GPU, and on the CPU LOSSBOOK_WORKERS, or one for every `threads`."""
-    if workers:
+    if workers is not None:
+        if workers < 1:
+            raise ValueError(f"workers={workers} was given; allowed: a whole number from 1")
         return workers
     if default_device().type != "cpu":
         return 1
@@ -635,13 +662,16 @@ def _end_with_parent() -> None:
 def trained(
     stacks: list[list[Config]], workers: int | None, fits: Callable[[list[Config]], bool] | None = None
 ) -> Iterable[list[dict[str, object]]]:
-    """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked, if given."""
+    """The rows of the stacks, as they end. None is begun for which there is no time: `fits` is asked, if given.
+
+    Where one fails, none is begun any more, and those that are under way are waited for before its error is raised.
+    """
     workers = min(_workers(workers), len(stacks))
     if workers == 1:
         yield from map(_carry_out, itertools.takewhile(fits, stacks) if fits else stacks)
         return
     ahead = 0 if fits else 2  # without a deadline two more than there are workers: none waits for this process
-    context, waiting, going = multiprocessing.get_context("spawn"), iter(stacks), set()
+    context, waiting, going, failed = multiprocessing.get_context("spawn"), iter(stacks), set(), None
     with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         try:
             while True:
@@ -649,9 +679,14 @@ def trained(
                     if not fits or fits(stack):
                         going.add(pool.submit(_carry_out, stack))
                 if not going:
-                    return
+                    break
                 done, going = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
-                    yield future.result()
+                    if error := future.exception():
+                        failed, waiting = failed or error, iter(())
+                    else:
+                        yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+    if failed:
+        raise failed

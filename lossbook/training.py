@@ -129,17 +129,21 @@ class Config:
             object.__setattr__(self, "image_level", 0.0)
         elif self.image_noise == "salt_pepper" and self.image_level > 1:
             raise ValueError(f"image_level={self.image_level} was given; allowed for salt_pepper: a share from 0 to 1")
+        spec = data.spec(self.dataset)
+        models.check(self.model, spec.input_shape)
         if self.noise_kind == "asymmetric" and self.dataset not in noise.ASYMMETRIC_MAPS:
             raise ValueError(f"{self.dataset} has no standard asymmetric map; allowed: symmetric, uniform, pair, ring")
         if self.dataset in data.TABLES:
-            if self.model not in models.PERCEPTRONS:
-                allowed = ", ".join(models.PERCEPTRONS)
-                raise ValueError(f"model={self.model!r} was given for {self.dataset}, a table; allowed: {allowed}")
             for name, value in dict(image_noise="none", augment="none", views=1, panel=False).items():
                 if getattr(self, name) != value:
                     raise ValueError(
                         f"{name}={getattr(self, name)!r} was given for {self.dataset}, a table; allowed: {value!r}"
                     )
+        if self.train_size > spec.train:
+            raise ValueError(f"train_size={self.train_size} was given; {self.dataset} has {spec.train} examples")
+        of_training = self.train_size or spec.train
+        if self.batch_size > (left := of_training - round(self.validation_share * of_training)):
+            raise ValueError(f"batch_size={self.batch_size} was given; {self.dataset} leaves {left} for training")
 
     @property
     def hash(self) -> str:
@@ -244,18 +248,12 @@ def prepare(config: Config, device: torch.device) -> Split:
     """Load, corrupt, split and standardise the data of a run."""
     dataset = data.load_with_statistics(config.dataset)[0]
     clean = torch.from_numpy(dataset.y_train).long()
-    if config.train_size > len(clean):
-        raise ValueError(f"train_size={config.train_size} was given; {config.dataset} has {len(clean)} images")
     labels = _noisy_labels(config.dataset, config.noise_kind, config.noise_rate, config.seed)
     positions = torch.arange(len(clean))
     if config.train_size:
         positions = torch.randperm(len(clean), generator=generator("subset", config.seed))[: config.train_size]
     order = torch.randperm(len(positions), generator=generator("split", config.seed))
     validation, train = positions[order].tensor_split([round(config.validation_share * len(order))])
-    if len(train) < config.batch_size:
-        raise ValueError(
-            f"batch_size={config.batch_size} was given for {len(train)} training images; give a smaller one"
-        )
 
     def images(part: str, kind: str = "none", level: float = 0.0, purpose: str = "") -> Tensor:
         dtype = torch.bfloat16 if in_bfloat16(config.mode, device) else torch.float32

@@ -56,8 +56,8 @@ def test_plan_says_what_is_there_and_runs_nothing(capsys, tmp_path):
 
 
 def test_no_time_left_begins_nothing(capsys, tmp_path):
-    assert main([*SMOKE, "--losses", "brier", "mae", "--workers", "1", "--minutes", "1e-6"]) == 0
-    assert "2 left; the same command goes on with them" in capsys.readouterr().out
+    assert main([*SMOKE, "--losses", "brier", "mae", "--workers", "1", "--minutes", "1e-6"]) == 2
+    assert "--minutes 1e-06 was given, and what is left takes" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.parquet"))
 
 

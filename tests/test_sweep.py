@@ -87,6 +87,12 @@ def same_results(one, other):
         (dict(seeds=[1000]), "1000"),
         (dict(experiment="ranking", dataset="", model="", seeds=[0.5]), "seed=0.5"),
         (dict(losses=[["brier"]]), "['brier']"),
+        (dict(losses="brier"), "-y 'losses: [...]'"),
+        (dict(dataset="digits", model="airbench"), "28x28"),
+        (dict(dataset="iris"), "batch_size=128"),
+        (dict(experiment="noisy_images", dataset="iris"), "sets of images"),
+        (dict(experiment="rooted_deep", variant="adam few images", profile="paper", dataset="iris"), "train_size=6000"),
+        (dict(dataset="iris", losses=["fourier(placement=[2,0])"]), "or 3 points"),
         (dict(profile="paper", dataset="mnist", model="vit"), "vit"),
         (dict(seeds=3), "seeds=3"),
         (dict(epochs=-1), "epochs=-1"),
@@ -324,6 +330,50 @@ def test_the_deadline_leaves_the_rest_for_the_next_call(tmp_path, monkeypatch):
     assert [config.hash for config in trained] == list({config.hash for config in plan.grid} - set(first["hash"]))
 
 
+def test_what_is_named_twice_is_one_run(tmp_path):
+    changes = dict(losses=["fourier", "fourier(s=1)"], seeds=[70, 70], noise=["none 0", "symmetric 0"])
+    assert len(small(tmp_path, **changes).grid) == 1
+
+
+def test_what_a_notebook_cannot_do_without_is_put_before_what_is_named():
+    given = dict(profile="smoke", losses=["fourier", "brier"], noise=["pair 0.4"])
+    plan = sweep.settings("noisy_labels", given, losses=["cross_entropy", "brier"], noise=["none 0"])
+    assert list(dict.fromkeys(config.loss for config in plan.grid)) == ["cross_entropy", "brier", "fourier"]
+    assert {config.noise_kind for config in plan.grid} == {"none", "pair"}
+    assert sweep.settings("noisy_labels", dict(profile="smoke"), losses=["gce"]) == sweep.plan("noisy_labels", "smoke")
+    with pytest.raises(ValueError, match="losses='brier'"):
+        sweep.settings("noisy_labels", dict(losses="brier"), losses=["gce"])
+
+
+def test_a_folder_that_cannot_be_written_is_met_before_any_run(tmp_path, monkeypatch):
+    trained = counted(monkeypatch)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file.*cannot be written"):
+        sweep.run(small(tmp_path / "file"), workers=1)
+    assert not trained
+
+
+def test_where_one_run_fails_the_rows_of_the_others_are_kept(tmp_path, monkeypatch):
+    """A run that cannot be done stands between others: those under way end, and are written."""
+    monkeypatch.setattr(sweep, "VALUES_TOGETHER", {"cpu": 0, "cuda": 0})
+    plan = small(tmp_path, **MANY)
+    wrong = plan.grid[0]
+    object.__setattr__(wrong, "train_size", 10**6)
+    rows = []
+    with pytest.raises(ValueError, match="train_size=1000000"):
+        for found in sweep.trained([[config] for config in plan.grid[:3]], 2):
+            rows += found
+    assert 1 <= len(rows) <= 2
+
+
+def test_a_row_under_the_name_of_another_is_refused(tmp_path):
+    sweep.run(small(tmp_path), workers=1)
+    one, other = sorted((tmp_path / "noisy_labels").glob("*.parquet"))
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(ValueError, match=f"{one.name} holds the row of another run"):
+        results.load("noisy_labels", tmp_path)
+
+
 def test_with_a_deadline_nothing_waits_for_a_worker(tmp_path, monkeypatch):
     """Whether there is time is asked when a worker is free, and all workers have ended when the last row is there."""
     monkeypatch.setattr(sweep, "VALUES_TOGETHER", {"cpu": 0, "cuda": 0})
@@ -440,7 +490,8 @@ def test_publishing_merges_without_loss(tmp_path):
     assert not sweep.missing(small(tmp_path / "c"), small(tmp_path / "c").grid)
     results.publish("noisy_labels", ["digits"], tmp_path / "b")
     both = results.published("noisy_labels")
-    results.publish("noisy_labels", ["mnist"], tmp_path / "b")
+    with pytest.raises(ValueError, match="'mnist'; allowed: digits"):
+        results.publish("noisy_labels", ["mnist"], tmp_path / "b")
     pandas.testing.assert_frame_equal(results.published("noisy_labels"), both)
     assert len(first) == 2 and len(both) == 4 and set(first["hash"]) <= set(both["hash"])
     assert set(both.columns) == set(first.columns)

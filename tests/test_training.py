@@ -429,7 +429,7 @@ def test_hash_depends_on_what_matters_alone():
     assert Config(image_noise="blur", image_level=0).hash == Config().hash
     assert Config(learning_rate=1).hash == Config(learning_rate=1.0).hash
     values = dict(dataset="mnist", model="cnn8", loss="brier", augment="shift_flip", optimiser="sgd", learning_rate=0.1)
-    values |= dict(weight_decay=0.1, epochs=3, batch_size=32, train_size=100, mode="fast", panel=True, seed=1)
+    values |= dict(weight_decay=0.1, epochs=3, batch_size=32, train_size=200, mode="fast", panel=True, seed=1)
     values |= dict(validation_share=0.2, views=2)
     hashes = {Config(**{key: value}).hash for key, value in values.items()}
     assert len(hashes | {Config().hash}) == len(values) + 1

@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -103,6 +104,8 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
 
 def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
     """Refuse anything but logits (*batch, C >= 2) with indices (*batch) or distributions (*batch, C)."""
+    if not (isinstance(logits, Tensor) and isinstance(target, Tensor)):
+        raise ValueError(f"{name}: {type(logits).__name__}, {type(target).__name__} were given; allowed: torch tensors")
     shape, soft = logits.shape, target.is_floating_point()
     if not logits.is_floating_point() or len(shape) < 1 or shape[-1] < 2:
         raise ValueError(
@@ -166,6 +169,7 @@ class Loss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (B, C) against indices (B,) or distributions (B, C), reduced."""
         if logits.ndim and logits.shape[-1] != self.num_classes:
+            check_shapes(self.entry.name, logits, target)  # the shape as a whole comes first
             raise ValueError(
                 f"{self.entry.name}: logits have {logits.shape[-1]} classes, made for num_classes={self.num_classes}; "
                 f"create the loss with num_classes={logits.shape[-1]}"
@@ -191,7 +195,7 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
         name, parsed = parse(name)
         hyper = parsed | hyper
     entry = lookup(name)
-    if not isinstance(num_classes, int) or num_classes < 2:
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"{name}: num_classes={num_classes!r} was given; allowed: an integer of at least 2")
     for key in hyper:
         check_name(f"hyper-parameter of {name}", key, entry.defaults)

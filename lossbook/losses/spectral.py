@@ -291,7 +291,7 @@ def fourier(
     pad        empty points added along every axis of the grid
     reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
-    _check_pad(pad)
+    _check_pad(pad, permutation_seed)
     classes, placement = logits.shape[-1], _hashable(placement)
     if torch.compiler.is_compiling():  # the tables depend on these: to it constants, which a string makes of symbols
         s, *whole = [float.fromhex(float(n).hex()) for n in (s, classes, pad, permutation_seed)]
@@ -305,7 +305,9 @@ def fourier(
     return value if logits.ndim == 2 or reduction != "none" else value.view(logits.shape[:-1])
 
 
-def _check_pad(pad: object) -> None:
+def _check_pad(pad: object, permutation_seed: object = 0) -> None:
+    if not isinstance(permutation_seed, int) or permutation_seed < 0:
+        raise ValueError(f"fourier: permutation_seed={permutation_seed!r} was given; allowed: an integer >= 0")
     if not isinstance(pad, int) or pad < 0:
         raise ValueError(f"fourier: pad={pad!r} was given; allowed: an integer >= 0, the empty points to add")
 
