@@ -282,7 +282,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
         axis.axvline(0, color="#444444", linewidth=0.8)
         axis.set_xscale("symlog", linthresh=1)  # most differences are within a point, a few losses fail by tens
         axis.set_xticks([-10, 0, 10], ["−10", "0", "10"])
-        axis.set_xticks([-1, 1], minor=True)  # where the scale turns; unlabelled, a narrow panel has no room for it
+        axis.set_xticks([-30, -3, -1, 1, 3, 30], minor=True)  # unlabelled: a narrow panel has no room for it
         axis.autoscale(axis="x")  # anew, on this scale
         low, high = axis.get_xlim()
         axis.set_xlim(max(min(low, -10), -limit), min(max(high, 10), limit))
@@ -292,7 +292,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
     axes[0, len(settings) // 2].set_xlabel(f"test accuracy less that of {look(baseline).label} (points)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Points are mean differences over shared seeds, bars")
-    caption(figure, f"{text} The scale is linear from -1 to 1 and logarithmic beyond.")
+    caption(figure, f"{text} The scale is linear from -1 to 1 and logarithmic beyond, with ticks at 1, 3, 10 and 30.")
     return figure
 
 
