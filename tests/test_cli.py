@@ -5,7 +5,7 @@ import csv
 import pandas
 import pytest
 
-from lossbook import losses, results
+from lossbook import losses, results, sweep
 from lossbook.cli import main
 
 SMOKE = ["run", "noisy_labels", "--profile", "smoke", "--noise", "symmetric 0.4", "--seeds", "70", "--epochs", "1"]
@@ -40,6 +40,19 @@ def test_run_and_publish(capsys, tmp_path):
     assert "2 rows" in capsys.readouterr().out.splitlines()[-1]
     table = pandas.read_parquet(tmp_path / "data" / "results" / "noisy_labels.parquet")
     assert set(table["loss"]) == {"brier", "fourier(s=2)"}
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "said"), [(KeyboardInterrupt(), 130, "interrupted"), (OSError(28, "No space left"), 1, "No space")]
+)
+def test_what_ends_a_sweep_is_said_in_a_line(stop, code, said, capsys, monkeypatch):
+    def end(*given):
+        raise stop
+
+    monkeypatch.setattr(sweep, "train_together", end)
+    assert main([*ONE_RUN, "--workers", "1"]) == code
+    out, error = capsys.readouterr()
+    assert not out and said in error and "kept" in error and error.count("\n") == 1
 
 
 def test_plan_says_what_is_there_and_runs_nothing(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_unknown_name_is_refused_with_the_nearest(wrong, near):
     with pytest.raises(ValueError, match=f"unknown data set '{wrong}'.*allowed: digits") as caught:
         data.load(wrong)
     assert near is None or f"Did you mean '{near}'?" in str(caught.value)
+
+
+def test_a_package_without_its_project_takes_the_working_directory(tmp_path):
+    """It never reads or writes among the installed packages."""
+    installed, there = tmp_path / "site-packages", tmp_path / "there"
+    shutil.copytree(PROJECT / "lossbook", installed / "lossbook", ignore=shutil.ignore_patterns("__pycache__"))
+    there.mkdir()
+    code = "from lossbook import claims, data, results; print(results.RUNS, data.data_root(), claims.PATH, sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(installed), "LOSSBOOK_DATA": ""}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=there, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == [str(there / "data" / part) for part in ("runs", "", "claims.csv")]
 
 
 def test_root_is_the_argument_then_the_variable_then_the_project(monkeypatch, tmp_path):
