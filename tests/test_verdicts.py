@@ -337,7 +337,7 @@ def test_negative_controls_of_the_loss_study(study):
     """The divergence is cross-entropy in every run; losses that differ by a factor agree wherever their rates do.
 
     The absolute error is the exception where it hardly trains, and rounding is amplified: there the difference must be
-    within its interval and below 25 points, and under SGD must be gone at the tuned rates.
+    within its interval and below 25 points, and under SGD must be gone at the tuned rates, but for a seed of CIFAR10.
     """
     same = gaps(study, "kl_divergence", "cross_entropy")
     assert len(same) >= 30 and (same == 0).all()
@@ -345,14 +345,21 @@ def test_negative_controls_of_the_loss_study(study):
     assert set(table["setting"]) == {"sgd matched", "sgd tuned", "adam same", "adam tuned"}
     table = table[table["alike"]]
     apart = table[table["difference"].abs() >= 0.45]
-    on_fashion = apart["setting"].str.startswith("adam") & (apart["dataset"] == "fashion_mnist")
-    assert ((apart["first"] == "mae") & ((apart["setting"] == "sgd matched") | on_fashion)).all(), apart
+    erratic = apart["setting"].str.startswith("adam") & apart["dataset"].isin(["fashion_mnist", "cifar10"])
+    erratic |= (apart["setting"] == "sgd tuned") & (apart["dataset"] == "cifar10")
+    assert ((apart["first"] == "mae") & ((apart["setting"] == "sgd matched") | erratic)).all(), apart
+    colour = study[(study["dataset"] == "cifar10") & study["loss"].isin(["mae", "hinge"])]
+    colour = (
+        100 * colour.pivot(index=["setting", "seed"], columns="loss", values="test_accuracy").diff(axis=1)["mae"].abs()
+    )
+    for setting, most in (("adam same", 4.2), ("sgd tuned", 3.6)):  # one seed of five
+        assert colour[setting].max() == pytest.approx(most, abs=0.05) and colour[setting].nsmallest(4).max() < 0.25
     runs = study[(study["dataset"] == "fashion_mnist") & study["loss"].isin(["mae", "hinge"])]
     runs = runs.groupby("setting")["hash"].agg(set)
     assert runs["adam tuned"] == runs["adam same"]  # tuning chose the shared rate
     assert (apart["difference"].abs() < apart["half_width"].clip(upper=25)).all(), apart
     calm = table[(table["setting"] == "sgd tuned") & (table["first"] == "mae")]
-    calm = calm.merge(apart[["dataset", "model"]])
+    calm = calm[calm["dataset"] != "cifar10"].merge(apart[["dataset", "model"]])
     assert len(calm) and (calm["difference"].abs() < 0.3).all()
 
 
@@ -390,29 +397,49 @@ def test_verdict_no_loss_beats_cross_entropy_once_its_rate_is_chosen(study):
     """On seven sets no loss is significantly better at tuned rates; at shared and matched ones some are."""
     table = against(study, "cross_entropy", ["dataset", "setting"])
     tuned = table[table["setting"].str.endswith("tuned")]
-    assert tuned.groupby("dataset")["loss"].nunique().to_dict() == {
-        **dict.fromkeys(("iris", "wine", "breast_cancer", "digits", *SETS), 22), "cifar10": 10
-    }  # fmt: skip
-    assert len(tuned) == 284 and not ((tuned["p_holm"] < 0.05) & (tuned["difference"] > 0)).any()
+    sets = ("iris", "wine", "breast_cancer", "digits", *SETS, "cifar10")
+    assert tuned.groupby("dataset")["loss"].nunique().to_dict() == dict.fromkeys(sets, 22)
+    assert len(tuned) == 308 and not ((tuned["p_holm"] < 0.05) & (tuned["difference"] > 0)).any()
     significant = table[table["p_holm"] < 0.05]
     behind = significant[significant["setting"].str.endswith("tuned")]
     assert behind.groupby("dataset").size().to_dict() == {
-        "breast_cancer": 5, "cifar10": 8, "digits": 1, "fashion_mnist": 15, "mnist": 15
+        "breast_cancer": 5, "cifar10": 22, "digits": 1, "fashion_mnist": 15, "mnist": 15
     }  # fmt: skip
     ours = behind[behind["loss"] == "fourier"].set_index(["dataset", "setting"])["difference"]
     assert set(ours.drop("cifar10").index) == {("breast_cancer", "sgd tuned"), ("mnist", "adam tuned")}
     assert (ours.drop("cifar10") > -0.6).all() and ours["cifar10"].between(-4.3, -4.1).all()
     colour = tuned[tuned["dataset"] == "cifar10"].set_index(["loss", "setting"])
-    assert colour.loc[["gce", "sce"], "difference"].between(-6.4, -3.9).all()
+    assert colour.loc[["gce", "sce", "js"], "difference"].between(-6.4, -3.4).all()
+    assert colour.loc[["hinge", "categorical_hinge", "squared_hinge", "mae", "nce_rce"], "difference"].max() < -3
+    assert (
+        round(colour["difference"].min()) == -42 and colour.loc["rooted_logistic", "difference"].between(-2, -1.7).all()
+    )
+    names_of_eleven = [
+        "kl_divergence",
+        "brier",
+        "poisson",
+        "huber",
+        "focal",
+        "label_smoothing",
+        "gce",
+        "sce",
+        "fourier",
+    ]
+    names_of_eleven += ["rooted_bounded"]
     for setting, huber, brier in (
         ("adam tuned", "1.66 ± 0.85", "1.66 ± 1.05"),
         ("sgd tuned", "1.73 ± 0.94", "1.59 ± 0.98"),
     ):  # two names of one loss
         ours, other = colour.loc[("huber", setting)], colour.loc[("brier", setting)]
         assert [f"{-row['difference']:.2f} ± {row['half_width']:.2f}" for row in (ours, other)] == [huber, brier]
-        assert ours["p_holm"] < 0.05 < other["p_holm"]
+        assert min(ours["p_holm"], other["p_holm"]) > 0.05
+        eleven = [*names_of_eleven, "cross_entropy"]
+        few = study[(study["dataset"] == "cifar10") & (study["setting"] == setting) & study["loss"].isin(eleven)]
+        few = against(few, "cross_entropy", ["setting"]).set_index("loss")["p_holm"]
+        assert len(few) == 10 and few["huber"] < 0.05 < few["brier"]
     rates = study[study["dataset"] == "cifar10"].groupby(["setting", "loss"])["learning_rate"].first()
-    assert (rates["sgd tuned"] == rates["sgd matched"]).all()
+    moved = rates["sgd tuned"] != rates["sgd matched"]
+    assert set(moved[moved].index) == {"hinge", "categorical_hinge", "mae", "nce_rce"}
     smoothing = tuned[tuned["loss"] == "label_smoothing"].groupby("dataset")["difference"].min()
     assert (smoothing > 0).sum() == 5 and {"breast_cancer", "cifar10"} == set(smoothing[smoothing <= 0].index)
     better = significant[significant["difference"] > 0].groupby(["dataset", "setting"])["loss"].agg(set)
@@ -425,7 +452,7 @@ def test_verdict_no_loss_beats_cross_entropy_once_its_rate_is_chosen(study):
         ("mnist", "sgd matched"): squared | {"fourier"},
         ("fashion_mnist", "sgd matched"): squared | {"brier", "rooted_bounded"},
     }
-    assert ((significant["setting"] == "sgd same") & (significant["difference"] < 0)).sum() == 52
+    assert ((significant["setting"] == "sgd same") & (significant["difference"] < 0)).sum() == 61
 
 
 @pytest.mark.parametrize("name", SETS)
