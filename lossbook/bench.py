@@ -301,7 +301,7 @@ def by_fft(logits: Tensor, labels: Tensor) -> Tensor:
 
 def by_form(logits: Tensor, labels: Tensor) -> Tensor:
     """The same through the quadratic form."""
-    return spectral._by_form(logits, labels, "mean")
+    return spectral._by_form(logits, labels, "mean", logits.shape[-1])
 
 
 # --- images --------------------------------------------------------------------------------------------------
