@@ -29,6 +29,13 @@ def check_range(what: str, value: object, interval: str) -> None:
         raise ValueError(f"{what}={value!r} was given; allowed: a number in {interval}")
 
 
+def check_whole(what: str, value: object, interval: str) -> None:
+    """`check_range` of a value that has to be a whole number."""
+    check_range(what, value, interval)
+    if not isinstance(value, int):
+        raise ValueError(f"{what}={value!r} was given; allowed: a whole number in {interval}")
+
+
 def count_of_environment(name: str) -> int | None:
     """The whole number from 1 that an environment variable holds; None where it is not set. ValueError for another."""
     value = os.environ.get(name) or None

@@ -342,7 +342,7 @@ def plan(
                 f"papermill takes one as -y '{key}: [...]'"
             )
     changes = {key: tuple(value) for key, value in changes.items()} | {"epochs": epochs}
-    for loss in changes.get("losses", ()):
+    for loss in changes["losses"]:
         if not isinstance(loss, str):
             raise ValueError(f"losses holds {loss!r}; allowed: names or specs, such as 'fourier(s=2)'")
     changes = {key: value for key, value in changes.items() if value}
@@ -487,14 +487,11 @@ def run_all(plans: Sequence[Plan], workers: int | None = None, deadline: float =
     return [rows.loc[[run for run in runs if run in rows.index]].reset_index() for runs in wanted]
 
 
-def shortest_minutes(plans: Iterable[Plan], workers: int | None = None) -> float:
-    """What the shortest piece takes of all that is missing, a run or a stack of them; 0 where nothing is."""
-    pieces = []
-    for plan in plans:
-        rows = results.load(plan.experiment, plan.out)
-        waiting = missing(plan, plan.tuning) or missing(plan, plan.chosen(rows))
-        pieces += [expected_seconds(stack[0], rows)[0] * len(stack) / 60 for stack in stacks(waiting, workers)]
-    return min(pieces, default=0.0)
+def shortest_minutes(plans: Sequence[Plan], workers: int | None = None) -> float:
+    """What the shortest piece takes of all that is missing of one experiment, a run or a stack; 0 where nothing is."""
+    rows = results.load(plans[0].experiment, plans[0].out)
+    left = [run for plan in plans for run in missing(plan, plan.tuning) or missing(plan, plan.chosen(rows))]
+    return min((expected_seconds(stack[0], rows)[0] * len(stack) / 60 for stack in stacks(left, workers)), default=0.0)
 
 
 def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFrame:

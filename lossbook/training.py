@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lossbook import __version__, data, losses, models, noise
-from lossbook.checks import check_fields, count_of_environment
+from lossbook.checks import check_fields, check_whole, count_of_environment
 
 OPTIMISERS = ("adam", "sgd", "sgd_plain", "airbench")
 AUGMENTATIONS = ("none", "shift_flip", "crop_flip")
@@ -109,10 +109,9 @@ class Config:
             weight_decay="[0, inf)",
             validation_share="[0, 1)",
         )
-        check_fields(self, names, whole | real)
+        check_fields(self, names, real)
         for name, interval in whole.items():
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)!r} was given; allowed: a whole number in {interval}")
+            check_whole(name, getattr(self, name), interval)
         for name in real:
             object.__setattr__(self, name, float(getattr(self, name)))
         if not isinstance(self.panel, bool):

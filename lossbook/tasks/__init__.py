@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from lossbook.checks import check_range
+from lossbook.checks import check_range, check_whole
 from lossbook.training import arithmetic, configuration_hash, default_device, provenance
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
@@ -49,9 +49,7 @@ class Task:
 
     def __post_init__(self):
         check_range("learning_rate", self.learning_rate, "(0, inf)")
-        check_range("seed", self.seed, "[0, inf)")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed={self.seed!r} was given; allowed: a whole number")
+        check_whole("seed", self.seed, "[0, inf)")
 
     @property
     def hash(self) -> str:
