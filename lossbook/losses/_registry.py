@@ -69,23 +69,23 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         name, signature = function.__name__, inspect.signature(function)
-        reduces = "reduction" in signature.parameters
+        reduces, intervals = "reduction" in signature.parameters, ranges or {}
 
         @functools.wraps(function)
         def loss(logits: Tensor, target: Tensor, *, reduction: str = "none", **hyper) -> Tensor:
             check_shapes(name, logits, target)
             if reduction not in REDUCTIONS:
                 check_name(f"reduction of {name}", reduction, REDUCTIONS)
-            if reduces:
-                hyper["reduction"] = reduction
-            for key, interval in (ranges or {}).items():
-                if key in hyper:
-                    check_range(f"{name}: {key}", hyper[key], interval)
+            for key in hyper:
+                if key in intervals:
+                    check_range(f"{name}: {key}", hyper[key], intervals[key])
             if logits.dtype not in WIDE:  # asked first: to change nothing takes microseconds, too
                 logits = logits.float()
             wanted = logits.dtype if target.is_floating_point() else torch.int64
             if target.dtype != wanted:
                 target = target.to(wanted)
+            if reduces:
+                hyper["reduction"] = reduction
             if not torch._C._is_any_autocast_enabled():  # to switch off what is off takes 10 µs
                 values = function(logits, target, **hyper)
             else:
@@ -96,7 +96,7 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
         if not reduces:
             reduction = inspect.Parameter("reduction", inspect.Parameter.KEYWORD_ONLY, default="none", annotation="str")
             loss.__signature__ = signature.replace(parameters=[*signature.parameters.values(), reduction])
-        REGISTRY[name] = Entry(name=name, function=loss, ranges=ranges or {}, **properties)
+        REGISTRY[name] = Entry(name=name, function=loss, ranges=intervals, **properties)
         return loss
 
     return decorate

@@ -92,7 +92,7 @@ def class_points(num_classes: int, placement="order", permutation_seed: int = 0)
     return points
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64, typed=True)  # pad=1.0 is refused, whether pad=1 was there before or not
 def quadratic_form(
     num_classes: int,
     s: float = 1.0,
@@ -105,7 +105,7 @@ def quadratic_form(
 
     pad adds empty points along every axis of the grid, which opens the ring towards a line.
     """
-    _check_pad(pad)
+    _check_pad(pad, permutation_seed)
     points = class_points(num_classes, placement, permutation_seed)
     shape = tuple(int(n) for n in points.max(0) + 1 + pad)
     if math.prod(shape) > 2**24:
@@ -124,7 +124,7 @@ def _square_root(matrix: numpy.ndarray) -> numpy.ndarray:
 def _constant(function):
     """Cache a table that depends on hyper-parameters alone, and tell torch.compile that it is a constant."""
 
-    @functools.lru_cache(maxsize=64)
+    @functools.lru_cache(maxsize=64, typed=True)
     def cached(dtype, device, *key) -> Tensor:
         # Made in a thread of its own, where no transform of torch.func and no inference mode of the caller is on: a
         # table made under one of them could not be used outside.
@@ -139,6 +139,7 @@ def _constant(function):
 
     # What torch.compiler.assume_constant_result sets, without the seconds that its import of the compiler takes.
     table._dynamo_marked_constant = True
+    table.__code__ = table.__code__.replace(co_name=function.__name__)  # by it torch 2.11 tells two tables apart
     return table
 
 
@@ -182,30 +183,31 @@ class _OfLabels(torch.autograd.Function):
     def forward(
         ctx, logits: Tensor, labels: Tensor, hessian: Tensor, reduction: str, kernel: ModuleType | None
     ) -> Tensor:
-        ctx.share = 1 / len(logits) if reduction == "mean" else 1.0
+        ctx.share = 1 / logits.shape[0] if reduction == "mean" else 1.0
         ctx.save_for_backward(logits, labels, hessian)
         if kernel:
             value, ctx.gradient = kernel.both(logits, labels, hessian, ctx.share)
             return value if reduction == "none" else value.sum()
-        p, label = torch.softmax(logits, -1), labels.unsqueeze(-1)
+        p, label = logits.softmax(-1), labels.unsqueeze(-1)  # contiguous, whatever the logits are
         of_label = p.gather(-1, label)
         u = p.scatter_(-1, label, of_label - 1)  # p - y
         in_p = torch.addmm(u, u, hessian, beta=0, alpha=ctx.share)
-        value = (u * in_p).sum(-1) if reduction == "none" else torch.dot(u.reshape(-1), in_p.reshape(-1))
+        value = (u * in_p).sum(-1) if reduction == "none" else u.view(-1).dot(in_p.view(-1))
         p = u.scatter_(-1, label, of_label)
         ctx.gradient = torch._softmax_backward_data(in_p, p, -1, p.dtype, grad_input=in_p)
         # Rounding can take it below zero. What is returned is no result of an operation in place: torch.compile, of
         # torch 2.11, would make its gradient zero.
-        return value.clamp_min(0) / 2
+        return value.clamp_min_(0) / 2
 
     @staticmethod
     def backward(ctx, slope: Tensor):
-        many = not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(slope)
+        compiling = torch.compiler.is_compiling()
+        many = not compiling and torch._C._functorch.is_legacy_batchedtensor(slope)
         if ctx.gradient is not None and not torch.is_grad_enabled() and not many:
             gradient, ctx.gradient = ctx.gradient, None  # handed on, and scaled in its place
             if slope.ndim:
                 gradient.mul_(slope.unsqueeze(-1))
-            elif slope.is_cuda or torch.compiler.is_compiling() or slope.item() != 1:  # a GPU would be waited for
+            elif compiling or slope.is_cuda or slope.item() != 1:  # a GPU would be waited for
                 gradient.mul_(slope)
             return gradient, None, None, None, None
         # asked for a second time, for many slopes at once (is_grads_batched), or to be differentiated: by its formula
@@ -222,8 +224,8 @@ def _transformed() -> bool:
 
 
 def _kernel_for(logits: Tensor) -> ModuleType | None:
-    """The module with one kernel for all of it, where it takes these logits."""
-    if not logits.is_cuda or logits.dtype != torch.float32 or torch.compiler.is_compiling():
+    """The module with one kernel for all of it, where it takes these logits on a GPU."""
+    if logits.dtype != torch.float32 or torch.compiler.is_compiling():
         return None
     if logits.device.index != torch.cuda.current_device():  # the one that Triton starts its kernels on
         return None
@@ -239,8 +241,8 @@ def _kernel() -> ModuleType | None:
 def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
     few, dtype = classes < 16, logits.dtype
-    if len(logits) and not target.is_floating_point() and not _transformed():  # of nothing there is no mean
-        kernel = _kernel_for(logits)
+    if logits.shape[0] and not target.is_floating_point() and not _transformed():  # of nothing there is no mean
+        kernel = _kernel_for(logits) if logits.is_cuda else None
         if kernel or not few or torch.compiler.is_compiling():
             return _OfLabels.apply(logits, target, _hessian(dtype, logits.device, classes, *key), reduction, kernel)
     if torch.compiler.is_compiling() and target.is_floating_point():
@@ -291,12 +293,13 @@ def fourier(
     pad        empty points added along every axis of the grid
     reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
-    _check_pad(pad, permutation_seed)
-    classes, placement = logits.shape[-1], _hashable(placement)
+    classes, placement = logits.shape[-1], placement if isinstance(placement, str) else _hashable(placement)
     if torch.compiler.is_compiling():  # the tables depend on these: to it constants, which a string makes of symbols
+        _check_pad(pad, permutation_seed)  # elsewhere asked where a table is made: a call that finds it there is faster
         s, *whole = [float.fromhex(float(n).hex()) for n in (s, classes, pad, permutation_seed)]
         classes, pad, permutation_seed = [int(n) for n in whole]
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
+        _check_pad(pad, permutation_seed)
         values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
         return reduced(values, reduction)
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
@@ -305,7 +308,7 @@ def fourier(
     return value if logits.ndim == 2 or reduction != "none" else value.view(logits.shape[:-1])
 
 
-def _check_pad(pad: object, permutation_seed: object = 0) -> None:
+def _check_pad(pad: object, permutation_seed: object) -> None:
     if not isinstance(permutation_seed, int) or permutation_seed < 0:
         raise ValueError(f"fourier: permutation_seed={permutation_seed!r} was given; allowed: an integer >= 0")
     if not isinstance(pad, int) or pad < 0:
