@@ -56,7 +56,7 @@ LOSSES = (
 SMOKE = ("cross_entropy", "squared_cosine", "pod")
 QUICK = (*SMOKE, "squared_cosine(centroids='learned')", "pod(decorrelation=0.0)")
 FEW = (*SMOKE, "fixed_etf", "pod(decorrelation=0.0)", "pod(delta='norm')", "am_softmax", "pedcc")
-RATES = (0.005, 0.02, 0.08, 0.32, 1.28)
+RATES = (0.00125, 0.005, 0.02, 0.08, 0.32, 1.28)
 MEASURES = ("within_class", "within_class_direction", "equiangular", "simplex", "mean_norm")
 
 
@@ -185,7 +185,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     if profile == "smoke":
         losses, seeds, rates, recipe = SMOKE, range(2), (0.08, 0.32), dict(epochs=2)
     elif profile == "quick":
-        losses, seeds, rates = QUICK, range(3), RATES[2:4]
+        losses, seeds, rates = QUICK, range(3), (0.08, 0.32)
     if dataset == "digits":
         recipe = dict(epochs={"smoke": 2, "quick": 4, "paper": 8}[profile])
     elif model in DEEP and profile == "paper":
