@@ -112,7 +112,8 @@ def _run(given) -> int:
         table = sweep.outlook(plans, given.workers)
         if not table["variant"].any():
             del table["variant"]
-        print(table.to_string(index=False, float_format="{:.1f}".format))
+        table = table.astype({"pieces": object}).fillna({"pieces": "?"})
+        print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
         return 0
     if given.minutes < math.inf and (shortest := sweep.shortest_minutes(plans, given.workers)) > given.minutes:
         raise ValueError(f"--minutes {given.minutes:g} was given, and what is left takes {shortest:.1f} at least")

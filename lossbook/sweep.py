@@ -55,6 +55,7 @@ PROFILES = ("smoke", "quick", "paper")
 VALUES_TOGETHER = {"cpu": 2**20, "cuda": 2**27}
 MOST_TOGETHER = {"cpu": 32, "cuda": 2**20}  # on a CPU, the gradients of more are memory that is mapped anew each step
 FEWEST_TOGETHER = 4  # two or three gain nothing on the one at a time
+UNKNOWN = "not known before the first run"
 PIECE = 8  # minutes: a sweep of hours is run in calls of no more
 # Where no run like it is measured yet: floating-point operations a second, of one CPU thread or a GPU, and the least
 # that a step takes by itself. An H100 reached 5e13 with a stack of perceptrons and 1.6e14 with the airbench network.
@@ -498,7 +499,7 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
     """What a sweep has before it, a line each for the tuning and the grid of every plan.
 
     Columns: dataset, model, variant, part, runs, there (already), minutes (expected for the rest on this machine),
-    basis (how that is known) and pieces (calls of `lossbook run --minutes 8` that it takes).
+    basis (how that is known) and pieces (calls of `lossbook run --minutes 8` that it takes). What is not known is NaN.
     """
     lines = []
     for plan in plans:
@@ -509,19 +510,22 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
                 continue
             waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
             cost, basis = expected_seconds(configs[0], rows)
-            minutes = cost * len(waiting) / 60
+            minutes = cost * len(waiting) / 60 if basis != UNKNOWN or not waiting else math.nan
             if default_device().type == "cpu":  # a network that fills a GPU gains nothing by sharing it
                 minutes /= _workers(workers)
             lines.append({
                 "dataset": configs[0].dataset, "model": configs[0].model, "variant": plan.variant, "part": part,
                 "runs": len(configs), "there": len(configs) - len(waiting), "minutes": minutes, "basis": basis,
-                "pieces": math.ceil(minutes / PIECE),
+                "pieces": math.ceil(minutes / PIECE) if minutes == minutes else None,
             })  # fmt: skip
-    return pandas.DataFrame(lines)
+    return pandas.DataFrame(lines).astype({"pieces": "Int64"})
 
 
 def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str]:
-    """Wall time of one run and how it is known: "measured" on rows like it from this device, or "estimated"."""
+    """Wall time of one run and how it is known: from rows like it of this device or, of a task, of another; or estimated.
+
+    (0.0, UNKNOWN) for a task that no row is like.
+    """
     device = default_device()
     columns = [name for name in ("dataset", "model", "mode", "batch_size") if hasattr(config, name)]
     epochs = [name for name in ("epochs",) if hasattr(config, name)]
@@ -529,12 +533,15 @@ def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str
     for column in columns:
         alike = alike[alike[column] == getattr(config, column)]
     here = provenance(device)["device"].split(",")[0]
-    alike = alike[[str(there).split(",")[0] == here for there in alike["device"]]]
-    if len(alike):
+    devices = [str(there).split(",")[0] for there in alike["device"]]
+    same, basis = [there == here for there in devices], "measured"
+    if not any(same) and not isinstance(config, Config):
+        same, basis = [("CPU" in there) == ("CPU" in here) for there in devices], "measured elsewhere"
+    if any(same):
         share = config.epochs / alike["epochs"] if epochs else 1.0
-        return float((alike["seconds"] * share).median()), "measured"
+        return float((alike["seconds"] * share)[same].median()), basis
     if not isinstance(config, Config):
-        return 0.0, "not known before the first run"
+        return 0.0, UNKNOWN
     seconds = _operations(config.dataset, config.model) / OPERATIONS_PER_SECOND[device.type]
     if config.model not in models.STACKABLE:  # alone; a stack shares its steps out
         steps = (config.train_size or data.spec(config.dataset).train) / config.batch_size

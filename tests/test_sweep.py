@@ -395,6 +395,16 @@ def test_expected_cost_is_measured_where_rows_are_there(tmp_path):
     assert sweep.expected_seconds(longer, rows)[0] == pytest.approx(7 * after / plan.grid[0].epochs)
 
 
+def test_cost_of_a_task_is_known_from_another_machine_or_not_at_all(monkeypatch):
+    plan = sweep.plan("pod", "paper", "mnist", "mlp")
+    rows = pandas.DataFrame([vars(plan.grid[0]) | {"seconds": 7.0, "device": "a CPU elsewhere, 1 thread"}])
+    for device, expected in (("a CPU, 1 thread", (7.0, "measured elsewhere")), ("a GPU", (0.0, sweep.UNKNOWN))):
+        monkeypatch.setattr(sweep, "provenance", lambda _, device=device: {"device": device})
+        assert sweep.expected_seconds(plan.grid[0], rows) == expected
+    tuning = sweep.outlook([plan]).iloc[0]  # without any rows
+    assert tuning["runs"] > tuning["there"] == 0 and tuning[["minutes", "pieces"]].isna().all()
+
+
 def test_on_a_gpu_a_small_network_alone_costs_its_steps(monkeypatch):
     monkeypatch.setattr(sweep, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(sweep, "provenance", lambda device: {"device": "a GPU without rows"})
