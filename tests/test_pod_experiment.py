@@ -189,11 +189,11 @@ def less(rows, baseline):
 
 
 def test_published_heads_share_their_seeds_and_images():
-    """In each data set and network at least three seeds of every head, POD and its rivals, by one recipe."""
+    """In each data set and network five seeds of every head, by one recipe."""
     published = sweep.published("pod")
     for _, rows in published.groupby(["dataset", "model"]):
         counts = rows.groupby("loss")["seed"].nunique()
-        assert (counts >= 3).all() and {CE, FIXED, "pod"} <= set(counts.index)
+        assert (counts == 5).all() and set(counts.index) == set(pod.LOSSES)
         assert len(rows[["epochs", "batch_size", "dim", "weight_decay", "mode", "augment"]].drop_duplicates()) == 1
         assert (rows.loc[rows["loss"].isin([CE, FIXED, "pod"]), "status"] == "done").all()
 
@@ -224,31 +224,39 @@ def test_verdict_pod_is_behind_on_every_set(dataset):
 
 
 def test_verdict_fixed_centroids_train_and_learned_ones_do_not(fashion):
-    """Learned vectors lose ten points and more, at each rate; the squared cosine to fixed ones is level."""
+    """Learned vectors lose ten points, on each set seven and more; the squared cosine to fixed ones is level."""
     table = less(fashion, CE)
     assert table.loc["squared_cosine(centroids='learned')", "high"] < -9
     assert abs(100 * table.loc[FIXED, "difference"]) < 0.3
+    for _, rows in sweep.published("pod").groupby("dataset"):
+        assert less(rows, FIXED).loc["squared_cosine(centroids='learned')", "high"] < -7
 
 
 def test_verdict_margins_gain_nothing():
-    """No head with a margin is ahead of cross-entropy beyond chance, on any set; AM-softmax is behind on CIFAR10."""
+    """No head with a margin is ahead of cross-entropy beyond chance; on CIFAR10 three are behind, and SphereFace level.
+
+    Nor is the smallest rate the best for AM-softmax there; and ArcFace fails at rates that a tuning run had chosen.
+    """
     published = sweep.published("pod")
     for dataset, rows in published.groupby("dataset"):
         table = less(rows, CE)
-        margins = table[table.index.isin(["am_softmax", "arcface", "pedcc", "center"])]
-        assert len(margins) and not ((margins["difference"] > 0) & (margins["p_holm"] < 0.05)).any()
-        if dataset == "cifar10":
-            assert table.loc["am_softmax", "high"] < -1
+        margins = table.loc[["am_softmax", "arcface", "pedcc", "center", "sphereface"]]
+        assert not ((margins["difference"] > 0) & (margins["p_holm"] < 0.05)).any()
+        assert margins.loc["arcface", "high"] < -8
+        behind = margins.loc[["am_softmax", "pedcc"]]
+        assert ((behind["high"] < -1) & (behind["p_holm"] < 0.05)).all() == (dataset == "cifar10")
+    tried = results.published("pod").query("dataset == 'cifar10' and loss == 'am_softmax' and seed == @sweep.TUNING_SEED")
+    assert tried.set_index("learning_rate")["validation_score"].idxmax() == pod.RATES[1]
 
 
 def test_verdict_delta_explains_it_and_decorrelation_does_not(fashion, tried):
     """Without decorrelation POD stays where it is at each learning rate; without delta it is the squared cosine."""
     change = 100 * (tried.loc["pod"] - tried.loc["pod(decorrelation=0.0)"])
-    assert change.notna().all() and len(change) == 5 and change.abs().max() < 0.5
+    assert change.notna().all() and list(change.index) == list(pod.RATES) and change.abs().max() < 0.5
     assert abs(100 * less(fashion, "pod").loc["pod(decorrelation=0.0)", "difference"]) < 0.5
     assert less(fashion, "pod").loc[FIXED, "low"] > 1
     chosen = fashion.groupby("loss")["learning_rate"].unique()
-    assert list(chosen["pod"]) == list(chosen["pod(decorrelation=0.0)"]) == [tried.columns[2]]
+    assert list(chosen["pod"]) == list(chosen["pod(decorrelation=0.0)"]) == [tried.columns[3]]
     assert tried.loc["pod"].max() < tried.loc[CE].max() - 0.01
     without = less(fashion, FIXED)
     assert abs(100 * without.loc["pod(delta='zero')", "difference"]) < 0.5  # with decorrelation, the first version
@@ -259,6 +267,16 @@ def test_verdict_the_simplex_costs_nothing(fashion):
     """On the fixed simplex, cross-entropy and the squared cosine stay within 0.3 points of cross-entropy learned."""
     table = less(fashion, CE).loc[["fixed_etf", FIXED]]
     assert (table["low"] > -0.3).all() and (table["high"] < 0.3).all()
+
+
+def test_verdict_what_drops_the_norm_is_behind_on_cifar10():
+    """Every head that judges by directions, on the simplex or learned, beyond chance; no head that keeps the norm."""
+    table = less(sweep.published("pod").query("dataset == 'cifar10'"), CE)
+    keep = ["center", "cot", "sphereface"]
+    assert (table.loc[keep, "p_holm"] > 0.05).all() and (table.loc[keep, "low"] > -1.5).all()
+    rest = table.drop(index=keep)
+    assert {"fixed_etf", "fixed_etf(centroids='learned')", FIXED, "pod(delta='zero')"} <= set(rest.index)
+    assert (rest["high"] < -1).all() and (rest["p_holm"] < 0.05).all()
 
 
 def test_verdict_norms_run_ahead_of_directions(fashion):
