@@ -1,4 +1,4 @@
-"""What the losses cost: tables of times, all sides of a comparison measured in turns in one process on one thread.
+"""What the losses cost: tables of times, all sides measured in turns, on one thread but for grids of runs.
 
 Every table of `TABLES` is a function (device, quick) -> DataFrame with one row a measurement: `what` took `seconds` a
 call, `against` took `seconds_against`, and `ratio` is the first over the second, with the `target` it is held to where

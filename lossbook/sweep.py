@@ -522,7 +522,7 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
 
 
 def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str]:
-    """Wall time of one run and how it is known: from rows like it of this device or, of a task, of another; or estimated.
+    """Wall time of one run and how it is known: by rows like it of this device or, of a task, of another; or estimated.
 
     (0.0, UNKNOWN) for a task that no row is like.
     """

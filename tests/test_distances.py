@@ -219,6 +219,16 @@ def test_bias_of_fid_at_finite_size():
     assert error < 0.02 * stated
 
 
+def test_fid_prefers_a_generator_that_varies_less_at_equal_size():
+    """100 times 400 draws in 64 dimensions: scaled by 0.97, so wrong by 0.058, they come out nearer than unscaled."""
+    random = numpy.random.default_rng(0)
+    gain = []
+    for _ in range(100):
+        real, drawn = random.standard_normal((2, 400, 64))
+        gain.append(fid_by_roots(real, drawn) - fid_by_roots(real, 0.97 * drawn))
+    assert numpy.mean(gain) > 3 * numpy.std(gain) / math.sqrt(len(gain)) > 0
+
+
 def test_bures_near_the_identity_is_a_quarter_of_the_squared_difference():
     zero, first, second = derived.bures_near_identity()
     E, F = derived.symmetric("E", 2), derived.symmetric("F", 2)

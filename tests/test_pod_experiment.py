@@ -245,7 +245,9 @@ def test_verdict_margins_gain_nothing():
         assert margins.loc["arcface", "high"] < -8
         behind = margins.loc[["am_softmax", "pedcc"]]
         assert ((behind["high"] < -1) & (behind["p_holm"] < 0.05)).all() == (dataset == "cifar10")
-    tried = results.published("pod").query("dataset == 'cifar10' and loss == 'am_softmax' and seed == @sweep.TUNING_SEED")
+    tried = results.published("pod").query(
+        "dataset == 'cifar10' and loss == 'am_softmax' and seed == @sweep.TUNING_SEED"
+    )
     assert tried.set_index("learning_rate")["validation_score"].idxmax() == pod.RATES[1]
 
 

@@ -343,6 +343,16 @@ def test_hessian_exceeds_the_logistic_one_at_every_point(k):
         assert torch.linalg.eigvalsh(difference)[0] > 0
 
 
+def test_at_its_own_optimum_the_convex_form_may_be_flatter():
+    """Six points where the smallest eigenvalue, which sets the rate of descent, falls as k does."""
+    data = [[0.72, -7.41], [0.26, -0.147], [-0.56, 0.38], [-1.14, -13.66], [-1.30, 0.202], [-0.95, 0.502]]
+    data = torch.tensor(data).double()
+    at = [
+        torch.linalg.eigvalsh(hessian(f, data, newton(f, data)))[0] for f in (logistic, rooted_at(3.0), rooted_at(1.0))
+    ]
+    assert at[0] > 1.3 * at[1] > 1.3 * 1.3 * at[2] > 0
+
+
 def test_without_the_factor_k_only_for_small_k():
     """(1/k) of the curvature exceeds the logistic one up to a threshold, 2.07 at the margin 0."""
     zero = torch.zeros(1).double()

@@ -47,8 +47,9 @@ def pinball(prediction: Tensor, target: Tensor, *, tau: float = 0.5) -> Tensor:
 def mad(residual: Tensor) -> Tensor:
     """1.4826 · median |r - median r| over the batch: a standard deviation that outliers cannot carry away
 
-    residual (batch,) or (batch, outputs). Returns () or (outputs,), in the unit of the residual. Half of the batch
-    may be replaced by anything and it stays bounded. 0 if more than half of the residuals are equal.
+    residual (batch,) or (batch, outputs). Returns () or (outputs,), in the unit of the residual. Any part of the
+    batch that is less than half may be replaced by anything and it stays bounded. 0 if more than half of the
+    residuals are equal.
     The median of an even number is the mean of the middle two, where torch.median takes the lower one. The gradient
     is the true one: it flows to the few examples that are the medians.
     """

@@ -105,10 +105,10 @@ def calibration_factor(spec: str) -> float | None:
     spec  a name or a spec such as "rooted_logistic(k=2)", as for `create`
 
     True at the optimum of the risk over all distributions; a network trained on a finite sample need not be there.
-    1 for a proper loss. For the power family (1 - p^q) / q the optimum is p_j ∝ η_j^{1/(1-q)}, so the factor is 1 - q
-    for q < 1: 1 + 1/k for `rooted_logistic`, 1 - 1/k for `rooted_bounded` with k > 1. From q = 1 on the optimum is a
-    one-hot vector, from which no factor leads back. Of other losses none is known, which is None as well. ValueError as
-    for `create`.
+    1 for a loss that is proper at its defaults, which other hyper-parameters may undo. For the power family
+    (1 - p^q) / q the optimum is p_j ∝ η_j^{1/(1-q)}, so the factor is 1 - q for q < 1: 1 + 1/k for
+    `rooted_logistic`, 1 - 1/k for `rooted_bounded` with k > 1. From q = 1 on the optimum is a one-hot vector, from
+    which no factor leads back. Of other losses none is known, which is None as well. ValueError as for `create`.
     """
     loss = create(spec)
     hyper = loss.entry.defaults | loss.hyper

@@ -86,7 +86,7 @@ def flux_to_noise(n: int) -> Matrix:
 
 
 def flux_covariance(distance: Expr, order: Expr) -> Expr:
-    """Σ/σ² at that distance for the sine symbol and an integer order < n/2: (-1)^d C(2s, s+d)."""
+    """Σ/σ² at that distance for the sine symbol and an integer order, 1 <= order < n/2: (-1)^d C(2s, s+d)."""
     return (-1) ** distance * binomial(2 * order, order + distance)
 
 
