@@ -140,9 +140,8 @@ def test_verdict_features_cost_psnr_and_buy_sharpness(published):
     psnr, sharpness = of_features(published, "psnr"), of_features(published, "sharpness")
     for name in ("fashion_mnist", "cifar10"):
         cost, gain = psnr.loc[(name, "perceptual")], sharpness.loc[(name, "perceptual")]
-        assert cost["difference"] + cost["half_width"] < 0
+        assert cost["difference"] + cost["half_width"] < -0.4 and cost["p_holm"] < 0.05
         assert gain["difference"] - gain["half_width"] > 0.1 and gain["p_holm"] < 0.05
-    assert psnr.loc[("cifar10", "perceptual"), "p_holm"] < 0.05 < psnr.loc[("fashion_mnist", "perceptual"), "p_holm"]
     means = published.pivot_table(index="dataset", columns="loss", values="sharpness")
     assert (means["pixel"] < 0.7).all()
     assert means.loc["cifar10", "perceptual"] > 1 > 0.9 > means.loc["fashion_mnist", "perceptual"]
@@ -158,5 +157,5 @@ def test_verdict_a_second_network_sees_no_gain(published):
 
 def test_verdict_both_terms_cost_next_to_nothing(published):
     psnr, sharpness = (of_features(published, score).xs("both", level="loss") for score in ("psnr", "sharpness"))
-    assert (psnr["difference"].abs() < 0.1).all() and (psnr["p_holm"] > 0.05).all()
+    assert (psnr["difference"].abs() + psnr["half_width"] < 0.11).all() and (psnr["difference"] < 0).all()
     assert (sharpness["difference"] > sharpness["half_width"]).all() and (sharpness["p_holm"] < 0.05).all()
