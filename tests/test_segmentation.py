@@ -192,25 +192,30 @@ def against(rows, baseline, value):
 
 def test_published_grid_is_whole(published):
     counts = published.groupby(["loss", "share"])["seed"].nunique()
-    assert len(counts) == 3 * len(experiment.LOSSES) and (counts >= 3).all() and (published["status"] == "done").all()
+    assert len(counts) == 3 * len(experiment.LOSSES) and (counts == 5).all() and (published["status"] == "done").all()
 
 
 def ahead_at_one_half_alone(published, loss):
-    """At 1 % far ahead of cross-entropy, significantly; at 10 % not, and nowhere with thresholds chosen."""
+    """At 1 % far ahead of cross-entropy, significantly; at 10 % hardly, and at 1 % not with thresholds chosen."""
     half, chosen = against(published, "bce", "iou").loc[loss], against(published, "bce", "iou_at_chosen").loc[loss]
     assert half.loc[0.01, "difference"] > 13 and half.loc[0.01, "p_holm"] < 0.05
-    assert half.loc[0.1, "difference"] < 2 and half.loc[0.1, "p_holm"] > 0.05
-    assert chosen["difference"].max() < 5 and (chosen["p_holm"] > 0.05).all()
+    assert half.loc[0.1, "difference"] + half.loc[0.1, "half_width"] < 2.5
+    assert chosen["difference"].max() < 5 and (chosen.loc[[0.01, 0.1], "p_holm"] > 0.05).all()
+    return chosen.loc[0.03]
 
 
 def test_verdict_dice_finds_rare_foreground_at_one_half(published):
-    ahead_at_one_half_alone(published, "dice")
+    at_three = ahead_at_one_half_alone(published, "dice")
+    assert abs(at_three["difference"]) < at_three["half_width"]
 
 
 def test_verdict_sums_with_dice_do_what_dice_does(published):
-    """Against cross-entropy as Dice itself; within two points of Dice at 1 %, and not beyond chance."""
-    for loss in ("bce_dice", "focal_dice"):
-        ahead_at_one_half_alone(published, loss)
+    """Against cross-entropy as Dice itself; within two points of Dice at 1 %, and not beyond chance.
+
+    At 3 % the sum with cross-entropy keeps a gain with thresholds chosen, the other does not.
+    """
+    for loss, kept in (("bce_dice", True), ("focal_dice", False)):
+        assert bool(ahead_at_one_half_alone(published, loss)["p_holm"] < 0.05) is kept
         for value in ("iou", "iou_at_chosen"):
             beside = against(published, "dice", value).loc[(loss, 0.01)]
             assert abs(beside["difference"]) < 2 and beside["p_holm"] > 0.05
@@ -218,12 +223,12 @@ def test_verdict_sums_with_dice_do_what_dice_does(published):
 
 def test_verdict_a_start_at_a_small_probability_does_as_much_for_cross_entropy(published):
     assert (
-        against(published, "bce", "iou").loc[("bce_prior", 0.01)].pipe(lambda x: x["difference"] - x["half_width"]) > 14
+        against(published, "bce", "iou").loc[("bce_prior", 0.01)].pipe(lambda x: x["difference"] - x["half_width"]) > 12
     )
     chosen = against(published, "bce", "iou_at_chosen").loc[("bce_prior", 0.01)]
-    assert chosen["difference"] > 11 and chosen["p_holm"] < 0.05
+    assert chosen["difference"] > 10 and chosen["p_holm"] < 0.05
     ahead = against(published, "dice", "iou_at_chosen").loc[("bce_prior", 0.01)]
-    assert ahead["difference"] > 7 and ahead["p_holm"] < 0.05
+    assert ahead["difference"] - ahead["half_width"] > 5 and ahead["p_holm"] < 0.05
     level = against(published, "dice", "iou").loc[("bce_prior", 0.01)]
     assert level["half_width"] > level["difference"] > 0
 
@@ -233,7 +238,7 @@ def test_verdict_focal_is_behind_and_mostly_by_calibration(published):
         against(published, "bce", "iou").loc["focal"],
         against(published, "bce", "iou_at_chosen").loc["focal"],
     )
-    assert (half["difference"] < -9).all() and (half["p_holm"] < 0.05).sum() == 2
+    assert (half["difference"] < -9).all() and (half["p_holm"] < 0.05).all()
     assert (chosen["difference"] > -3).all()
     started = against(published, "bce_prior", "iou_at_chosen").loc[("focal_prior", 0.01)]
     assert started["difference"] + started["half_width"] < 0
