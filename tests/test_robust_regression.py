@@ -486,11 +486,10 @@ def test_verdict_bounded_influence_is_robust_to_few_wrong_targets(published):
     assert found.loc["huber", 0.3] > 1.5 * found.loc["absolute", 0.3]
 
 
-def test_verdict_the_true_gradient_is_no_better(published):
-    """Worse in angle and position up to three tenths of wrong targets; at four tenths better in position alone."""
+def test_verdict_the_true_gradient_is_better_at_four_tenths_alone(published):
+    """Worse in angle and position up to three tenths of wrong targets; at four tenths better in both."""
     angle, place = (of_true_gradient(published, value) for value in ("angle_error", "shift_error"))
     for table, least in ((angle, 1), (place, 0.01)):
         few = table.loc[[0.0, 0.1, 0.2, 0.3]]
         assert (few["difference"] - few["half_width"] > least).all()
-    assert abs(angle.loc[0.4, "difference"]) < angle.loc[0.4, "half_width"]
-    assert place.loc[0.4, "difference"] + place.loc[0.4, "half_width"] < 0 and 0.01 < place.loc[0.4, "p"] < 0.05
+        assert table.loc[0.4, "difference"] + table.loc[0.4, "half_width"] < 0 and 10 * table.loc[0.4, "p"] < 0.05
