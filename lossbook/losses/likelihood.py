@@ -101,9 +101,9 @@ def kl_divergence(
 def label_smoothing(logits: Tensor, target: Tensor, *, epsilon: float = 0.1) -> Tensor:
     """cross_entropy(z, (1 - ε) y + ε/C)
 
-    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range from
-    the entropy of the smoothed label to inf. Gradient in z: p - (1 - ε) y - ε/C. Convex in z; the minimiser is the
-    smoothed label, not the label.
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
+    Gradient in z: p - (1 - ε) y - ε/C. Convex in z; the minimiser is the smoothed label, not the label, and the least
+    value its entropy.
     """
     log_p = torch.log_softmax(logits, -1)
     return -(1 - epsilon) * expected(log_p, target) - epsilon * log_p.mean(-1)
