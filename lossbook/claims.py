@@ -62,5 +62,6 @@ def markdown(root: str = "") -> str:
     for source, rows in load().groupby("source", sort=False):
         lines += ["", f"### {SOURCES[source]}", "", "| claim | verdict | shown in |", "|---|---|---|"]
         for row in rows.itertuples():
-            lines.append(f"| {row.claim} | {row.verdict} | [{Path(row.notebook).stem}]({root}{row.notebook}) |")
+            claim, verdict = (cell.replace("|", r"\|") for cell in (row.claim, row.verdict))  # a bar ends a cell
+            lines.append(f"| {claim} | {verdict} | [{Path(row.notebook).stem}]({root}{row.notebook}) |")
     return "\n".join(lines[1:])

@@ -146,6 +146,17 @@ def test_derivation_is_prose_from_claim_to_verdict(path):
     assert list(problems_of_derivation(read(path))) == []
 
 
+@each([*NOTEBOOKS, ROOT / "README.md"])
+def test_rows_of_tables_have_the_cells_of_their_heads(path):
+    """A bar in a cell ends it, and what comes behind is lost."""
+    pages = [path.read_text(encoding="utf-8")]
+    if path.suffix == ".ipynb":
+        pages = [cell.source for cell in cells(read(path), "markdown")]
+    for page in pages:
+        for table in re.findall(r"(?:^\|.*\n?)+", page, re.MULTILINE):
+            assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1, table
+
+
 @each(NOTEBOOKS)
 def test_readme_names_the_notebook(path):
     assert path.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text(encoding="utf-8")
