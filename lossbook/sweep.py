@@ -510,13 +510,14 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
                 continue
             waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
             cost, basis = expected_seconds(configs[0], rows)
-            minutes = cost * len(waiting) / 60 if basis != UNKNOWN or not waiting else math.nan
+            known = basis != UNKNOWN or not waiting
+            minutes = cost * len(waiting) / 60 if known else math.nan
             if default_device().type == "cpu":  # a network that fills a GPU gains nothing by sharing it
                 minutes /= _workers(workers)
             lines.append({
                 "dataset": configs[0].dataset, "model": configs[0].model, "variant": plan.variant, "part": part,
                 "runs": len(configs), "there": len(configs) - len(waiting), "minutes": minutes, "basis": basis,
-                "pieces": math.ceil(minutes / PIECE) if minutes == minutes else None,
+                "pieces": math.ceil(minutes / PIECE) if known else None,
             })  # fmt: skip
     return pandas.DataFrame(lines).astype({"pieces": "Int64"})
 
