@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lossbook.checks import check_name, check_range, check_whole
+from lossbook.checks import check_name, check_range
 from lossbook.losses._registry import WIDE, distribution, reduced, register
 
 SYMBOLS = ("wrap", "sin", "raw")
@@ -105,7 +105,7 @@ def quadratic_form(
 
     pad adds empty points along every axis of the grid, which opens the ring towards a line.
     """
-    _check_whole_numbers(pad, permutation_seed)
+    _check_pad(pad, permutation_seed)
     points = class_points(num_classes, placement, permutation_seed)
     shape = tuple(int(n) for n in points.max(0) + 1 + pad)
     if math.prod(shape) > 2**24:
@@ -295,11 +295,11 @@ def fourier(
     """
     classes, placement = logits.shape[-1], placement if isinstance(placement, str) else _hashable(placement)
     if torch.compiler.is_compiling():  # the tables depend on these: to it constants, which a string makes of symbols
-        _check_whole_numbers(pad, permutation_seed)  # else where a table is made: a call that finds one is faster
+        _check_pad(pad, permutation_seed)  # elsewhere asked where a table is made: a call that finds it there is faster
         s, *whole = [float.fromhex(float(n).hex()) for n in (s, classes, pad, permutation_seed)]
         classes, pad, permutation_seed = [int(n) for n in whole]
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
-        _check_whole_numbers(pad, permutation_seed)
+        _check_pad(pad, permutation_seed)
         values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
         return reduced(values, reduction)
     rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
@@ -308,9 +308,11 @@ def fourier(
     return value if logits.ndim == 2 or reduction != "none" else value.view(logits.shape[:-1])
 
 
-def _check_whole_numbers(pad: object, permutation_seed: object) -> None:
-    check_whole("fourier: pad", pad, "[0, inf)")
-    check_whole("fourier: permutation_seed", permutation_seed, "[0, inf)")
+def _check_pad(pad: object, permutation_seed: object) -> None:
+    if not isinstance(permutation_seed, int) or permutation_seed < 0:
+        raise ValueError(f"fourier: permutation_seed={permutation_seed!r} was given; allowed: an integer >= 0")
+    if not isinstance(pad, int) or pad < 0:
+        raise ValueError(f"fourier: pad={pad!r} was given; allowed: an integer >= 0, the empty points to add")
 
 
 def _hashable(placement):
