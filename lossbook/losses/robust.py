@@ -93,17 +93,24 @@ def js(logits: Tensor, target: Tensor, *, pi: float = 0.7) -> Tensor:
     H the binary entropy and Z = -(1 - π) ln(1 - π). Limits: cross-entropy as π → 0, half of `mae` as π → 1.
     For a class y it depends on p_y alone: off the class p_k / m_k = 1 / (1 - π).
     """
-    log_p = torch.log_softmax(logits, -1)
-    normaliser = -(1 - pi) * math.log1p(-pi)
+    log_p, scale = torch.log_softmax(logits, -1), (1 - pi) * math.log1p(-pi)
     if not target.is_floating_point():
         log_p = expected(log_p, target)
-        rest = one_minus_exp(log_p)  # 1 - p_y
-        mixture = torch.log1p(-(1 - pi) * rest)  # ln m_y
-        return ((1 - pi) * log_p.exp() * (log_p - mixture) - pi * mixture + normaliser * rest) / normaliser
-    p, y = log_p.exp(), target
-    floor = torch.finfo(p.dtype).tiny
-    mixture = torch.log((pi * y + (1 - pi) * p).clamp_min(floor))
-    # p (ln p - ln m) is written with ln p - ln m = ln(p / m), which stays below -ln(1 - π) where both vanish
-    log_ratio = torch.where(y > 0, log_p - mixture, torch.full_like(p, -math.log1p(-pi)))
-    divergence = pi * (torch.xlogy(y, y) - y * mixture).sum(-1) + (1 - pi) * (p * log_ratio).sum(-1)
-    return divergence / normaliser
+        over_p, over_y = _log_of_mixture(-log_p, pi)
+        return one_minus_exp(log_p) + (pi * over_y + (1 - pi) * log_p.exp() * over_p) / scale
+    log_y = target.clamp_min(torch.finfo(target.dtype).tiny).log()
+    over_p, over_y = _log_of_mixture(log_y - log_p, pi)
+    return (pi * target * over_y + (1 - pi) * log_p.exp() * over_p).sum(-1) / scale
+
+
+def _log_of_mixture(log_ratio: Tensor, pi: float) -> tuple[Tensor, Tensor]:
+    """ln(m / p) and ln(m / y) from ln(y / p), with m = π y + (1 - π) p; for a π near 0 or 1 they keep their digits.
+
+    The ratio is cut to e^-40 ... e^80. What that changes, `js` multiplies by less than e^-40.
+    """
+    log_ratio = log_ratio.clamp(-40, 80)  # e^80 fits float32, and with ln 0 there would be no second derivative
+    if pi <= 0.5:
+        over_p = torch.log1p(pi * torch.expm1(log_ratio))
+        return over_p, over_p - log_ratio
+    over_y = torch.log1p((1 - pi) * torch.expm1(-log_ratio))
+    return over_y + log_ratio, over_y
