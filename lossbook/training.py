@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossbook import __version__, data, losses, models, noise
 from lossbook.checks import check_fields, check_whole, count_of_environment
@@ -370,7 +371,8 @@ def arithmetic(mode: str, device: torch.device):
             torch.set_num_threads(threads())
             torch.set_flush_denormal(True)
             torch.set_float32_matmul_precision(_float32_products())
-            yield
+            with sdpa_kernel(SDPBackend.MATH) if in_bfloat16(mode, device) else nullcontext():
+                yield
         finally:
             torch.set_num_threads(before[0])
             torch.set_flush_denormal(flushed)
