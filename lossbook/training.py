@@ -361,8 +361,9 @@ def arithmetic(mode: str, device: torch.device):
 
     On the CPU with one thread: a sum has one order, so the same configuration gives the same row, and runs go side by
     side. LOSSBOOK_THREADS gives more threads to a run that is long and alone. Numbers below 1e-38 are flushed to zero
-    there: arithmetic on them is many times slower. On a GPU "exact" means float32 without TF32 and deterministic
-    kernels, "fast" the kernels that prove fastest.
+    there: arithmetic on them is many times slower. In bfloat16 attention goes by its formula: the gradient of the
+    fused kernel takes ten times as long there. On a GPU "exact" means float32 without TF32 and deterministic kernels,
+    "fast" the kernels that prove fastest.
     """
     if device.type == "cpu":
         before = torch.get_num_threads(), torch.get_float32_matmul_precision()

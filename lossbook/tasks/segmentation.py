@@ -6,7 +6,6 @@ share. MNIST digits lie on CIFAR10 images; the small digits of scikit-learn lie 
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable
@@ -127,7 +126,8 @@ class Segmentation(Task):
         validation_score    the same on validation images, also after each epoch as validation_curve
         iou_at_chosen       on the test set at chosen_threshold, which is the best of `THRESHOLDS` on validation images
         precision, recall   on the test set, at one half
-        first_balance       of the first batch: |Σ ∂loss/∂logit| over the foreground, over that of the background
+        *_pull_curve        Σ ∂loss/∂logit of a batch while it trains, over the foreground as a pull up and over the
+                            background as a pull down: means over step 1, steps 2-3, 4-7, 8-15 and so on
         example_*           of seed 0: images (row by row, channels first), masks and probabilities, from 0 to 255
         """
         images, masks = self.composed("train", self.train_size, device)
@@ -138,20 +138,22 @@ class Segmentation(Task):
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
         schedule = CosineAnnealingLR(optimiser, self.train_size // self.batch_size * self.epochs)
         everything, criterion, curve = torch.arange(self.train_size, device=device), LOSSES[self.loss], []
-        (first, *_) = batches(everything, self.batch_size, generator("order", self.seed))
-        logits = copy.deepcopy(network)(images[first])  # of a copy, because batch normalisation keeps what it sees
-        (slopes,) = torch.autograd.grad(criterion(logits, masks[first]).mean(), logits)
-        order = generator("order", self.seed)
+        order, felt = generator("order", self.seed), []
+
+        def loss(batch: Tensor) -> Tensor:
+            logits, mask = network(images[batch]), masks[batch]
+            logits.register_hook(lambda slopes: felt.append(pulls(slopes, mask)))
+            return criterion(logits, mask).mean()
+
         for _ in range(self.epochs):
-            one_epoch(
-                network, schedule, batches(everything, self.batch_size, order),
-                lambda batch: criterion(network(images[batch]), masks[batch]).mean(),
-            )  # fmt: skip
+            one_epoch(network, schedule, batches(everything, self.batch_size, order), loss)
             found = probabilities(network, held)
             if not found.isfinite().all():
                 return {"status": "diverged", "validation_score": math.nan}
             curve.append(iou(found > 0.5, held_masks))
 
+        doublings = [2**k - 1 for k in range(1, len(felt).bit_length())]
+        up, down = torch.stack([part.mean(0) for part in torch.stack(felt).tensor_split(doublings)]).T.tolist()
         chosen = max(THRESHOLDS, key=lambda threshold: iou(found > threshold, held_masks))
         tested = probabilities(network, test)
         marked, wanted = tested > 0.5, test_masks.bool()
@@ -166,7 +168,8 @@ class Segmentation(Task):
             "recall": hits / wanted.sum().item(),
             "chosen_threshold": chosen,
             "iou_at_chosen": iou(tested > chosen, wanted),
-            "first_balance": balance(slopes, masks[first]),
+            "foreground_pull_curve": up,
+            "background_pull_curve": down,
             **{f"example_{name}": (255 * x).round().int().flatten().tolist() for name, x in examples.items()},
         }
 
@@ -250,9 +253,9 @@ def iou(marked: Tensor, mask: Tensor) -> float:
     return ((marked & mask).sum() / (marked | mask).sum()).item()
 
 
-def balance(slopes: Tensor, mask: Tensor) -> float:
-    """How strongly the foreground pulls its logits up, over how strongly the background pulls its own down."""
-    return (-(slopes * mask).sum() / (slopes * (1 - mask)).sum()).item()
+def pulls(slopes: Tensor, mask: Tensor) -> Tensor:
+    """How strongly the foreground pulls its logits up, and how strongly the background pulls its own down: (2,)."""
+    return torch.stack([-(slopes * mask).sum(), (slopes * (1 - mask)).sum()])
 
 
 def runs(profile: str, dataset: str, model: str) -> Runs:
