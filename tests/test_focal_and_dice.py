@@ -269,3 +269,21 @@ def test_balance_survives_rare_foreground():
         assert sympy.simplify(sympy.limit(ratio, derived.f, 0) - limit) == 0
     ratio = derived.balance(-1 / derived.q, 1 / (1 - derived.q))
     assert sympy.limit(ratio, derived.f, 0) == 0
+
+
+@pytest.mark.parametrize("count", range(2, 7))
+def test_slope_in_a_shared_bias_is_the_sum_of_the_slopes(count):
+    slope, total = derived.slope_in_bias(count)
+    assert sympy.simplify(slope - total) == 0
+
+
+def test_where_the_bias_alone_balances_a_loss():
+    """At q = f cross-entropy, at √f V-Net's Dice; the linear Dice nowhere: its best constant is all foreground."""
+    f, q = derived.f, derived.q
+    assert derived.balance(-1 / q, 1 / (1 - q)).subs(q, f) == 1
+    assert sympy.simplify(derived.balance(*derived.dice_slopes(squared=True)).subs(q, sympy.sqrt(f)) - 1) == 0
+    excess = derived.balance(*derived.dice_slopes()) - 1
+    assert sympy.simplify(excess - f / (q * (1 - f))) == 0  # positive
+    share, guesses = 0.01, torch.linspace(0.001, 1, 1000, dtype=torch.float64)
+    best = {power: (2 * share * guesses / (guesses**power + share)).argmax() for power in (1, 2)}
+    assert guesses[best[1]] == 1 and guesses[best[2]] == pytest.approx(0.1, abs=1e-3)

@@ -78,6 +78,19 @@ def test_balance_at_a_constant_start_is_the_derivations(share):
     assert found["dice"] == pytest.approx(float(exact), rel=1e-4) == pytest.approx((1 + share) / (1 - share), rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", experiment.LOSSES)
+def test_the_last_bias_moves_by_the_difference_of_the_pulls(loss):
+    """So at rest every loss is in balance: derived in `focal_and_dice.slope_in_bias`."""
+    one = task(loss=loss)
+    images, mask = one.composed("train", 8, CPU)
+    network = one.network().double()
+    logits = network(images.double())
+    logits.retain_grad()
+    experiment.LOSSES[loss](logits, mask.double()).mean().backward()
+    up, down = experiment.pulls(logits.grad, mask.double()).tolist()
+    assert network.last.bias.grad.item() == pytest.approx(down - up, abs=1e-12) and up > 0 and down > 0
+
+
 @pytest.mark.parametrize("share", [0.01, 0.03, 0.1])
 def test_masks_make_the_share_and_lie_where_the_digit_is(share):
     one = task(share=share)

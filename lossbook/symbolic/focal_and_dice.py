@@ -97,3 +97,10 @@ def dice_slopes(squared: bool = False) -> tuple[Expr, Expr]:
     total = (n - 2) * q**power + a**power + b**power + n * f
     loss = 1 - 2 * overlap / total
     return tuple(sympy.simplify(sympy.diff(loss, x).subs({a: q, b: q})) for x in (a, b))
+
+
+def slope_in_bias(count: int) -> tuple[Expr, Expr]:
+    """∂/∂b of a loss L(z_1 + b, ..., z_n + b), whatever it is, and the sum of its slopes in the n logits."""
+    z, b = pixels("z", count), Symbol("b")
+    loss = sympy.Function("L")(*(logit + b for logit in z))
+    return sympy.diff(loss, b), sum(sympy.diff(loss, logit) for logit in z)

@@ -27,6 +27,7 @@ PAPER = (("mnist", "fcn_small"),)
 BACKGROUNDS = {"digits": "textures", "mnist": "cifar10"}
 TEXTURE = 24  # height and width of a texture
 OPACITY = 0.7  # of full ink
+LONGER = ("bce", "dice", "bce_dice", "bce_prior")
 THRESHOLDS = tuple(k / 20 for k in range(1, 20))  # of the probability, from which validation data choose one
 PRIOR = 0.01  # probability of foreground that the focal paper's network starts with
 EXAMPLES = 2  # test images kept with the first seed
@@ -259,7 +260,10 @@ def pulls(slopes: Tensor, mask: Tensor) -> Tensor:
 
 
 def runs(profile: str, dataset: str, model: str) -> Runs:
-    """Every loss at every share; each chooses among the same learning rates, at the smallest share."""
+    """Every loss at every share; each chooses among the same learning rates, at the smallest share.
+
+    In the paper profile the losses of `LONGER` also train five times as long at that share.
+    """
     shares, seeds, rates, names, recipe = (0.01, 0.03, 0.1), range(5), (3e-3, 1e-2, 3e-2), list(LOSSES), {}
     if profile == "smoke":
         shares, seeds, rates, recipe = (0.03,), range(2), rates[1:2], dict(epochs=1, train_size=48, test_size=20)
@@ -272,4 +276,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
     first = [Segmentation(loss=loss, **common) for loss in names]
     tuning = [replace(task, learning_rate=rate, seed=TUNING_SEED) for rate in rates for task in first]
     grid = [replace(task, share=share, seed=seed) for seed in seeds for share in shares for task in first]
+    if profile == "paper":
+        longer = [replace(task, epochs=5 * task.epochs) for task in first if task.loss in LONGER]
+        grid += [replace(task, seed=seed) for seed in seeds for task in longer]
     return Runs(tuple(grid), tuple(tuning) if len(rates) > 1 else ())
