@@ -509,9 +509,11 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
             if not configs:
                 continue
             waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
-            cost, basis = expected_seconds(configs[0], rows)
+            first = next(iter(waiting), configs[0])
+            cost, basis = expected_seconds(first, rows)
             known = basis != UNKNOWN or not waiting
-            minutes = cost * len(waiting) / 60 if known else math.nan
+            passes = sum(getattr(run, "epochs", 1) for run in waiting) / getattr(first, "epochs", 1)
+            minutes = cost * passes / 60 if known else math.nan
             if default_device().type == "cpu":  # a network that fills a GPU gains nothing by sharing it
                 minutes /= _workers(workers)
             lines.append({

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -403,6 +404,19 @@ def test_cost_of_a_task_is_known_from_another_machine_or_not_at_all(monkeypatch)
         assert sweep.expected_seconds(plan.grid[0], rows) == expected
     tuning = sweep.outlook([plan]).iloc[0]  # without any rows
     assert tuning["runs"] > tuning["there"] == 0 and tuning[["minutes", "pieces"]].isna().all()
+
+
+def test_cost_of_a_plan_counts_the_passes_that_are_left(monkeypatch, tmp_path):
+    plan = sweep.plan("segmentation", "paper", out=tmp_path)
+    monkeypatch.setattr(sweep, "provenance", lambda _: {"device": "a CPU, 1 thread"})
+    monkeypatch.setattr(results, "published", lambda name: pandas.DataFrame({"hash": []}))
+    passes = sorted({run.epochs for run in plan.grid})
+    short, long = ([run for run in plan.grid if run.epochs == epochs] for epochs in passes)
+    for run in short:
+        row = vars(run) | {"hash": run.hash, "seconds": 12.0, "device": "a CPU, 1 thread"}
+        results.write_row(row, "segmentation", tmp_path)
+    left = sweep.outlook([replace(plan, tuning=())], workers=1).iloc[0]
+    assert left["there"] == len(short) and left["minutes"] == pytest.approx(len(long) * 12 * passes[1] / passes[0] / 60)
 
 
 def test_on_a_gpu_a_small_network_alone_costs_its_steps(monkeypatch):
