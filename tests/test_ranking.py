@@ -339,6 +339,37 @@ def test_work_of_the_divide_and_conquer(measure):
         assert exhaustive.total() > 2.5 * divided.total()
 
 
+@pytest.mark.parametrize(("p", "n"), [(1, 3), (2, 2), (2, 3), (3, 2)])
+def test_every_answer_is_the_only_right_one_for_some_scores(p, n):
+    """Negatives in the gaps of positives that are n apart: the maximum over all interleavings is where they are put."""
+    s, t = derived.scores("s", p), derived.scores("t", n)
+    every = list(derived.interleavings(p, n))
+    margins = sympy.lambdify([*s, *t], [derived.margin(ahead, s, t).evalf(20) for ahead in every], "math")
+    positives = n * numpy.arange(p, 0, -1.0)
+    seen = set()
+    for gaps in itertools.product(range(p + 1), repeat=n):
+        negatives = n * (numpy.array(gaps) + 0.5)
+        *_, second, best = sorted(values := margins(*positives, *-numpy.sort(-negatives)))
+        assert best - second > 1e-9
+        ahead = every[values.index(best)]
+        assert ahead == tuple((negatives[None] > positives[:, None]).sum(1))
+        place = ranking.best_positions(positives, negatives, "average_precision")
+        assert (place == 1 + (positives[:, None] > negatives[None]).sum(0)).all()
+        seen.add(tuple(place))
+    assert len(seen) * math.factorial(p) == derived.answers(p, n)
+
+
+@settings(deadline=None)
+@given(p=st.integers(1, 10**6), n=st.integers(1, 10**6))
+def test_no_search_by_questions_is_faster(p, n):
+    """The bound of the divide and conquer is within a constant of the logarithm of the number of answers."""
+    least = math.lgamma(p + 1) / math.log(2) + n * math.log2(p + 1)
+    assert n * math.log2(p + 1) + p * math.log2(n + 1) + p * math.log2(p) < 4 * (least + p)
+    assert p * math.log2(n + 1) <= max(n * math.log2(p + 1), p * math.log2(p + 1)) * (1 + 1e-12)
+    at_zero, slope = derived.slope_of_quotient()
+    assert at_zero == 0 and slope.is_positive
+
+
 # --- the experiment -----------------------------------------------------------------------------------------------
 
 

@@ -125,3 +125,15 @@ def exchange() -> Expr:
 def hinge(s: Sequence[Expr], t: Sequence[Expr], measure: str = "average_precision") -> Expr:
     """The hinge as one expression: the maximum over all interleavings, for scores that fall along s and along t."""
     return sympy.Max(*(margin(ahead, s, t, measure) for ahead in interleavings(len(s), len(t))))
+
+
+def answers(p: Expr, n: Expr) -> Expr:
+    """p! (p + 1)^n: the orders of the positives, and for each negative its place among p + 1."""
+    return sympy.factorial(p) * (p + 1) ** n
+
+
+def slope_of_quotient() -> tuple[Expr, Expr]:
+    """Numerator of d/dx [x / ln(1 + x)], which is ln(1 + x) - x/(1 + x): its value at 0, and its slope, positive."""
+    x = Symbol("x", positive=True)
+    numerator = sympy.simplify(sympy.diff(x / sympy.log(1 + x), x) * sympy.log(1 + x) ** 2)
+    return sympy.limit(numerator, x, 0), sympy.factor(sympy.diff(numerator, x))
