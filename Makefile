@@ -43,8 +43,8 @@ test: .venv/.installed  ## lint, tests, and the derivations compared with their 
 lab: .venv/.installed  ## open JupyterLab on the first notebook
 	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
-figures: .venv/.installed  ## redraw every figure from the committed tables, without training
-	@set -o pipefail; $(SNAKEMAKE) --config profile=quick -- figures $(QUIETLY)
+figures: .venv/.installed  ## redraw every figure of the committed tables, without training
+	$(BIN)/lossbook figures
 	@echo "Figures: figures/"
 
 bench: .venv/.installed  ## measure the speed tables, all sides in one run, on an otherwise idle machine

@@ -1,7 +1,6 @@
 """One job a notebook, each run by papermill in a process of its own and written to build/, under the same path.
 
     snakemake --cores 2 --config profile=quick            every notebook
-    snakemake --cores 2 --config profile=quick -- figures    the figures alone, from the committed tables
     snakemake --cores 2 --config profile=quick -- derivations    the derivations alone
 
 A job runs again when its notebook, the part of the library it uses, or the profile has changed. The rows of single
@@ -66,11 +65,6 @@ rule all:
 rule derivations:
     input:
         results("derivations/*"),
-
-
-rule figures:
-    input:
-        results("figures/*"),
 
 
 # A copy has another name until it is complete, and stays under it where a cell fails. One thread a process: results

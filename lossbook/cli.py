@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="measure the speed tables, side by side, into data/results/bench")
     bench.add_argument("tables", nargs="*", help="all of them if none is named")
 
+    figures = commands.add_parser("figures", help="redraw the figures of the committed tables, without training")
+    figures.add_argument("notebooks", nargs="*", help="those that draw them; all of them if none is named")
+
     claims = commands.add_parser("claims", help="every claim of the sources and its verdict")
     claims.add_argument("--markdown", action="store_true", help="as the table of the README")
 
@@ -55,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         "run": _run,
         "publish": _publish,
         "bench": _bench,
+        "figures": _figures,
         "claims": _claims,
     }
     try:
@@ -141,6 +145,20 @@ def _bench(given) -> int:
     from lossbook import bench
 
     bench.run(given.tables)
+    return 0
+
+
+def _figures(given) -> int:
+    os.environ.setdefault("MPLBACKEND", "agg")  # files, and no window
+    from lossbook import figures
+    from lossbook.checks import check_name
+
+    known = figures.notebooks()
+    for notebook in given.notebooks:
+        check_name("notebook", notebook, known)
+    for notebook in given.notebooks or known:
+        print(notebook, flush=True)
+        figures.redraw(notebook)
     return 0
 
 

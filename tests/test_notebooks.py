@@ -14,6 +14,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from lossbook import figures, sweep
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [p for p in sorted(ROOT.glob("notebooks/**/*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 DERIVATIONS = [path for path in NOTEBOOKS if path.parent.name == "derivations"]
@@ -176,6 +178,34 @@ def papermill(path, folder, **parameters):
         text=True,
         timeout=900,
     )
+
+
+DRAWN = {
+    record["figure"]: record
+    for record in map(json.loads, (path.read_text() for path in sorted(ROOT.glob("figures/*.json"))))
+    if record["sources"]
+}
+
+
+@pytest.mark.parametrize("notebook", figures.notebooks())
+def test_figures_of_a_table_are_redrawn_without_training(notebook, tmp_path, monkeypatch):
+    def refused(*arguments, **options):
+        raise AssertionError("a figure of a committed table wants no runs")
+
+    monkeypatch.setattr(figures, "FOLDER", tmp_path)
+    for name in ("run", "run_all", "settings"):
+        monkeypatch.setattr(sweep, name, refused)
+    figures.redraw(notebook)
+    assert not figures.plt.get_fignums()  # all closed
+    drawn = {record["figure"]: record for record in map(json.loads, (p.read_text() for p in tmp_path.glob("*.json")))}
+    assert drawn and set(drawn) == {name for name, record in DRAWN.items() if record["made_by"] == notebook}
+    for name, record in drawn.items():
+        assert record["sources"] == DRAWN[name]["sources"], "the table has changed since: make figures"
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000 and (tmp_path / f"{name}.pdf").stat().st_size > 2000
+
+
+def test_every_figure_of_a_table_has_a_notebook_that_redraws_it():
+    assert {record["made_by"] for record in DRAWN.values()} == set(figures.notebooks())
 
 
 @each(EXPERIMENTS)
