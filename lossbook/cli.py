@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--out", default="", help="folder of the rows (default data/runs)")
     run.add_argument("--workers", type=int, default=None, help="processes (default: one a core; on a GPU, one)")
     run.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would end later than this")
+    run.add_argument("--afresh", action="store_true", help="also run what the committed table holds")
     run.add_argument("--plan", action="store_true", help="say what is there and what the rest takes, and run nothing")
 
     publish = commands.add_parser("publish", help="merge the rows of this machine into the table under data/results")
@@ -103,6 +104,8 @@ def _run(given) -> int:
     from lossbook import sweep
 
     began = time.monotonic()
+    if given.afresh:
+        os.environ["LOSSBOOK_AFRESH"] = "1"  # the processes of the sweep read it, too
     if not given.minutes > 0:
         raise ValueError(f"--minutes {given.minutes:g} was given; allowed: a number above 0")
     choices = ("profile", "losses", "noise", "seeds", "epochs", "learning_rates", "out")

@@ -56,9 +56,15 @@ def _read(path: Path) -> pyarrow.Table:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 
-def load(experiment: str, folder: str | Path | None = None, with_published: bool = True) -> pandas.DataFrame:
+def afresh() -> bool:
+    """Whether a sweep also runs what the committed tables hold: LOSSBOOK_AFRESH is set, and not to 0."""
+    return os.environ.get("LOSSBOOK_AFRESH", "") not in ("", "0")
+
+
+def load(experiment: str, folder: str | Path | None = None, with_published: bool | None = None) -> pandas.DataFrame:
     """All rows of an experiment: this machine's runs, and the published ones that it did not run itself.
 
+    The published ones are left out where runs are made `afresh`, if with_published does not say otherwise.
     A row file that cannot be read is refused by name; delete it and run the sweep again.
     """
     tables = []
@@ -67,10 +73,12 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
         if tables[-1]["hash"].to_pylist() != [path.stem]:
             raise ValueError(f"{path} holds the row of another run; delete it and run the sweep again")
     committed = PUBLISHED / f"{experiment}.parquet"
+    if with_published is None:
+        with_published = not afresh()
     if with_published and committed.is_file():
         tables.append(_read(committed))
     if not tables:
-        return published(experiment)
+        return published(experiment).iloc[:0]
     # joined before they become a frame: a frame a file would take most of the time
     rows = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
     return rows.drop_duplicates("hash", keep="first").reset_index(drop=True)
@@ -78,7 +86,7 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
 
 def publish(experiment: str, datasets: list[str] | None = None, folder: str | Path | None = None) -> Path:
     """Merge this machine's rows (of the named data sets) into the committed table and return its path."""
-    rows = load(experiment, folder)
+    rows = load(experiment, folder, with_published=True)
     if rows.empty:
         raise ValueError(f"{experiment} has no rows under {Path(folder or RUNS)}; run the sweep first")
     if datasets:

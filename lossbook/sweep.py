@@ -490,9 +490,9 @@ def run_all(plans: Sequence[Plan], workers: int | None = None, deadline: float =
 
 def shortest_minutes(plans: Sequence[Plan], workers: int | None = None) -> float:
     """What the shortest piece takes of all that is missing of one experiment, a run or a stack; 0 where nothing is."""
-    rows = results.load(plans[0].experiment, plans[0].out)
+    rows, timed = (results.load(plans[0].experiment, plans[0].out, every) for every in (None, True))
     left = [run for plan in plans for run in missing(plan, plan.tuning) or missing(plan, plan.chosen(rows))]
-    return min((expected_seconds(stack[0], rows)[0] * len(stack) / 60 for stack in stacks(left, workers)), default=0.0)
+    return min((expected_seconds(stack[0], timed)[0] * len(stack) / 60 for stack in stacks(left, workers)), default=0.0)
 
 
 def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFrame:
@@ -503,14 +503,14 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
     """
     lines = []
     for plan in plans:
-        rows = results.load(plan.experiment, plan.out)
+        rows, timed = (results.load(plan.experiment, plan.out, every) for every in (None, True))
         tuned = not missing(plan, plan.tuning)
         for part, configs in (("tuning", plan.tuning), ("grid", plan.chosen(rows) if tuned else plan.grid)):
             if not configs:
                 continue
             waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
             first = next(iter(waiting), configs[0])
-            cost, basis = expected_seconds(first, rows)
+            cost, basis = expected_seconds(first, timed)
             known = basis != UNKNOWN or not waiting
             passes = sum(getattr(run, "epochs", 1) for run in waiting) / getattr(first, "epochs", 1)
             minutes = cost * passes / 60 if known else math.nan
@@ -584,8 +584,8 @@ def published(experiment: str) -> pandas.DataFrame:
 
 
 def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:
-    """The configurations that have no row yet, neither on this machine nor among the published ones."""
-    there = set(results.published(plan.experiment)["hash"])
+    """The configurations that have no row yet, neither on this machine nor (if not `afresh`) among the published."""
+    there = set() if results.afresh() else set(results.published(plan.experiment)["hash"])
     there |= {path.stem for path in results.row_path(plan.experiment, "", plan.out).parent.glob("*.parquet")}
     return [config for config in dict.fromkeys(configs) if config.hash not in there]
 
@@ -603,7 +603,7 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"out={str(plan.out or results.RUNS)!r} cannot be written ({error}); name another") from error
-    known = results.load(plan.experiment, plan.out) if deadline < math.inf else None
+    known = results.load(plan.experiment, plan.out, with_published=True) if deadline < math.inf else None
 
     def fits(stack: list[Config]) -> bool:
         return time.monotonic() + expected_seconds(stack[0], known)[0] * len(stack) < deadline

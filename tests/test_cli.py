@@ -5,7 +5,7 @@ import csv
 import pandas
 import pytest
 
-from lossbook import losses, results, sweep
+from lossbook import figures, losses, results, sweep
 from lossbook.cli import main
 
 SMOKE = ["run", "noisy_labels", "--profile", "smoke", "--noise", "symmetric 0.4", "--seeds", "70", "--epochs", "1"]
@@ -68,6 +68,28 @@ def test_plan_says_what_is_there_and_runs_nothing(capsys, tmp_path):
     assert expected["runs"] == "2" and expected["there"] == "1" and expected["basis"] == "measured"
 
 
+def test_afresh_also_counts_what_is_published(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOSSBOOK_AFRESH", "0")  # put back afterwards
+    assert main([*ONE_RUN, "--workers", "1"]) == main(["publish", "noisy_labels"]) == 0
+    elsewhere = [*ONE_RUN, "--plan", "--out", str(tmp_path / "rows")]
+    there = []
+    for more in ([], ["--afresh"]):
+        capsys.readouterr()
+        assert main([*elsewhere, *more]) == 0
+        header, line = capsys.readouterr().out.splitlines()
+        there.append(dict(zip(header.split(), line.split(), strict=True))["there"])
+    assert there == ["1", "0"]
+
+
+def test_figures_of_a_notebook(capsys, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "notebooks", lambda: {"notebooks/experiments/pod.ipynb": [], "b.ipynb": []})
+    monkeypatch.setattr(figures, "redraw", drawn.append)
+    assert main(["figures"]) == 0 and drawn == ["notebooks/experiments/pod.ipynb", "b.ipynb"]
+    assert main(["figures", "b.ipynb"]) == 0 and drawn[2:] == ["b.ipynb"]
+    assert capsys.readouterr().out.splitlines() == drawn
+
+
 def test_no_time_left_begins_nothing(capsys, tmp_path):
     assert main([*SMOKE, "--losses", "brier", "mae", "--workers", "1", "--minutes", "1e-6"]) == 2
     assert "--minutes 1e-06 was given, and what is left takes" in capsys.readouterr().err
@@ -90,6 +112,7 @@ def test_no_time_left_begins_nothing(capsys, tmp_path):
         ([*ONE_RUN, "--workers", "0"], "workers=0"),
         ([*ONE_RUN, "--minutes", "0"], "--minutes 0"),
         (["run", "noisy_labels", "--profile", "paper", "--dataset", "mnits"], "mnist"),
+        (["figures", "notebooks/experiments/pods.ipynb"], "pods.ipynb"),
         (["publish", "noisy_lables"], "noisy_labels"),
         (["publish", "noisy_labels"], "noisy_labels"),
     ],

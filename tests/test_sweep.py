@@ -266,6 +266,30 @@ def test_a_full_disk_leaves_what_was_written(tmp_path, monkeypatch):
     assert len(contents(tmp_path)) == len(results.load("noisy_labels", tmp_path, with_published=False)) == 1
 
 
+def test_published_rows_are_run_again_where_that_is_asked_for(tmp_path, monkeypatch):
+    """On this machine's rows alone; what was published stays where it is until the new row takes its place."""
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
+    plan = small(tmp_path / "elsewhere")
+    first = sweep.run(plan, workers=1)
+    results.publish("noisy_labels", folder=tmp_path / "elsewhere")
+    later = replace(plan, out=tmp_path / "here")
+    assert not sweep.missing(later, later.grid) and len(sweep.run(later, workers=1)) == len(first)
+    assert not contents(tmp_path / "here")  # nothing was run
+    monkeypatch.setenv("LOSSBOOK_AFRESH", "1")
+    assert len(sweep.missing(later, later.grid)) == len(first)
+    line = sweep.outlook([later], workers=1).iloc[-1]
+    assert line["there"] == 0 and line["basis"] == "measured"  # what it takes is known nevertheless
+    second = sweep.run(later, workers=1)
+    assert len(contents(tmp_path / "here")) == len(first) and not sweep.missing(later, later.grid)
+    pandas.testing.assert_series_equal(second["test_accuracy"], first["test_accuracy"])
+    assert len(results.published("noisy_labels")) == len(first)
+    results.publish("noisy_labels", folder=tmp_path / "here")
+    kept = results.published("noisy_labels").set_index("hash")["seconds"]
+    assert kept.to_dict() == second.set_index("hash")["seconds"].to_dict()
+    monkeypatch.setenv("LOSSBOOK_AFRESH", "0")
+    assert not results.afresh()
+
+
 def test_a_diverged_run_does_not_stop_the_rest(tmp_path):
     bad = Config(optimiser="sgd", learning_rate=1e25, epochs=1, train_size=300, batch_size=64)
     good = Config(epochs=1, train_size=300, batch_size=64)
