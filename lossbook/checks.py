@@ -30,10 +30,10 @@ def check_range(what: str, value: object, interval: str) -> None:
 
 
 def check_whole(what: str, value: object, interval: str) -> None:
-    """`check_range` of a value that has to be a whole number."""
+    """`check_range` of a value that has to be a whole number, which a table of 64 bits can hold."""
     check_range(what, value, interval)
-    if not isinstance(value, int):
-        raise ValueError(f"{what}={value!r} was given; allowed: a whole number in {interval}")
+    if not isinstance(value, int) or value >= 2**63:
+        raise ValueError(f"{what}={value!r} was given; allowed: a whole number in {interval}, below 2^63")
 
 
 def count_of_environment(name: str) -> int | None:

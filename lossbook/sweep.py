@@ -28,10 +28,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lossbook import data, losses, models, results, tasks
-from lossbook.checks import check_name, count_of_environment
+from lossbook.checks import check_name, check_whole, count_of_environment
 from lossbook.tasks import TUNING_SEED
 from lossbook.training import Config, canonical_loss, default_device, provenance, threads, train_together
 
+SHUFFLED = "fourier(placement='permuted')"  # shuffled classes, beside the Fourier loss wherever it is tried
 LOSSES = (
     "cross_entropy",
     "brier",
@@ -44,7 +45,7 @@ LOSSES = (
     "fourier(s=0.5)",
     "fourier",
     "fourier(s=2)",
-    "fourier(placement='permuted')",
+    SHUFFLED,
 )
 QUICK_LOSSES = ("cross_entropy", "brier", "gce", *(loss for loss in LOSSES if loss.startswith("fourier")))
 IMAGE_LOSSES = tuple(loss for loss in LOSSES if loss not in ("sce", "nce_rce", "label_smoothing"))
@@ -102,7 +103,8 @@ def noisy_labels(profile: str, dataset: str, model: str) -> Grid:
     """Losses against wrong training labels."""
     wrong = (("asymmetric", 0.4),) if dataset != "kmnist" else (("pair", 0.4),)
     if profile == "smoke":
-        return Grid(("cross_entropy", "brier", "fourier"), (("symmetric", 0.0), ("symmetric", 0.4)), (0, 1), epochs=2)
+        names = ("cross_entropy", "brier", "fourier", SHUFFLED)
+        return Grid(names, (("symmetric", 0.0), ("symmetric", 0.4)), (0, 1), epochs=2)
     if profile == "quick":
         if dataset == "digits":
             few = dict(batch_size=32, train_size=200)  # so few that a network learns them by heart within seconds
@@ -139,7 +141,7 @@ CONTROLS = (
     ("brier", "huber"),
     ("mae", "hinge"),
 )
-STUDY = tuple(dict.fromkeys([*losses.names(), *itertools.chain(*CONTROLS)]))
+STUDY = tuple(dict.fromkeys([*losses.names(), *itertools.chain(*CONTROLS), SHUFFLED]))
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of a learning rate, to choose from
 
 
@@ -333,6 +335,10 @@ def plan(
     check_name("experiment", experiment, experiments())
     check_name("profile", profile, PROFILES)
     check_name("variant", variant, variants(experiment))
+    for key, value in {"dataset": dataset, "model": model}.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{key}={value!r} was given; allowed: a name, empty for that of the profile")
+    check_whole("epochs", epochs, "[0, inf)")
     if not isinstance(out, str | Path):
         raise ValueError(f"out={out!r} was given; allowed: the path of a folder, empty for data/runs")
     changes = {"losses": losses, "noise": noise, "seeds": seeds, "learning_rates": learning_rates}
@@ -417,7 +423,10 @@ def _task(
 def pairs(
     experiment: str, profile: str, datasets: Sequence[str] = (), models_: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """Data sets with their networks: what is named; in the paper profile, what it holds of that."""
+    """Data sets with their networks: what is named; in the paper profile, what it holds of that.
+
+    A name that the paper profile does not hold stands by itself, for `plan` to refuse or to take.
+    """
     check_name("experiment", experiment, experiments())
     classifiers = experiment in EXPERIMENTS
     for name in datasets if classifiers else ():
@@ -427,8 +436,8 @@ def pairs(
     paper = EXPERIMENTS[experiment][1] if classifiers else _module(experiment).PAPER
     if profile == "paper" and not (datasets and models_):
         held = [(d, m) for d, m in paper if (not datasets or d in datasets) and (not models_ or m in models_)]
-        if held:
-            return held
+        known = {name for pair in held for name in pair}
+        return held + [(d, "") for d in datasets if d not in known] + [("", m) for m in models_ if m not in known]
     return list(itertools.product(datasets or [""], models_ or [""]))
 
 

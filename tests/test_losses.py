@@ -714,7 +714,16 @@ def test_hyper_parameters_out_of_range_are_refused(name):
     entry = losses.lookup(name)
     for key, interval in entry.ranges.items():
         low, high = (float(end) for end in interval[1:-1].split(","))
-        bad = [low - 1e-3, math.nan, math.inf, -math.inf, "1", None, True, *([high + 1e-3] if high < math.inf else [])]
+        bad = [
+            low - 1e-3,
+            math.nan,
+            math.inf,
+            -math.inf,
+            "1",
+            None,
+            True,
+            *([high + 1e-3 * max(1, high)] if high < math.inf else []),
+        ]
         bad += [low] * (interval[0] == "(") + [high] * (interval[-1] == ")" and high < math.inf)
         for value in bad:
             with pytest.raises(ValueError) as error:

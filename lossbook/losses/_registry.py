@@ -52,6 +52,7 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {}
+FLAGS = ("proper", "symmetric", "bounded", "convex", "smooth")
 REDUCTIONS = ("mean", "sum", "none")
 WIDE = (torch.float32, torch.float64)
 
@@ -93,6 +94,10 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
                     values = function(logits, target, **hyper)
             return values if reduces else reduced(values, reduction)
 
+        flags = [("" if properties[flag] else "not ") + flag for flag in FLAGS]
+        loss.__doc__ = (
+            f"{inspect.getdoc(function)}\n\nAt its defaults: {', '.join(flags)}. Source: {properties['source']}.\n"
+        )
         if not reduces:
             reduction = inspect.Parameter("reduction", inspect.Parameter.KEYWORD_ONLY, default="none", annotation="str")
             loss.__signature__ = signature.replace(parameters=[*signature.parameters.values(), reduction])
@@ -145,6 +150,8 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
 
 def lookup(name: str) -> Entry:
     """The catalogue entry of a loss; ValueError for an unknown one: with the nearest name, or where else it is."""
+    if not isinstance(name, str):
+        raise ValueError(f"loss {name!r} was given; allowed: a name, one of {', '.join(REGISTRY)}")
     if name not in REGISTRY:
         from lossbook import losses  # not before: it imports this module
 
@@ -191,7 +198,7 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
 
     ValueError for an unknown name or hyper-parameter, or a value out of range: before any data is seen.
     """
-    if name not in REGISTRY and "(" in str(name):
+    if isinstance(name, str) and name not in REGISTRY and "(" in name:
         name, parsed = parse(name)
         hyper = parsed | hyper
     entry = lookup(name)
@@ -231,7 +238,7 @@ def catalogue():
     rows = []
     for entry in REGISTRY.values():
         hyper = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items())
-        flags = {flag: getattr(entry, flag) for flag in ("proper", "symmetric", "bounded", "convex", "smooth")}
+        flags = {flag: getattr(entry, flag) for flag in FLAGS}
         rows.append(
             {
                 "name": entry.name,

@@ -52,8 +52,9 @@ def kl_divergence(
 ) -> Tensor:
     """Σ_k y_k (ln y_k - ln p_k), with 0 ln 0 = 0
 
-    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
-    Cross-entropy less the entropy of y: the gradient in z is the same p - y, and on indices it *is* cross-entropy.
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf)
+    without a clip. Cross-entropy less the entropy of y: the gradient in z is the same p - y, and on indices it *is*
+    cross-entropy.
 
     The options are the ways in which implementations differ. At the defaults none of them acts.
 

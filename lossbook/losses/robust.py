@@ -19,7 +19,7 @@ LOG_OF_ZERO = math.log(1e-4)  # what the SCE and APL code put for ln 0 in the re
     convex=False,
     smooth=True,
     source="Zhang & Sabuncu, arXiv 1805.07836",
-    ranges={"q": "(0, 1]"},
+    ranges={"q": "[1e-30, 1]"},
 )
 def gce(logits: Tensor, target: Tensor, *, q: float = 0.7) -> Tensor:
     """Σ_k y_k (1 - p_k^q) / q: generalised cross-entropy
@@ -71,6 +71,7 @@ def nce_rce(logits: Tensor, target: Tensor, *, alpha: float = 1.0, beta: float =
     """α cross_entropy / Σ_k cross_entropy(z, k) + β reverse cross-entropy: active plus passive
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, α + 9.21 β].
+    Gradient in z for a class y, with S = Σ_k ln p_k: α (e_y - p - (1 - C p) ln p_y / S) / S + 9.21 β p_y (p - e_y).
     Symmetric: the sum over all labels is α + 9.21 β (C - 1). MNIST in the literature: β = 10.
     """
     log_p = torch.log_softmax(logits, -1)
@@ -84,7 +85,7 @@ def nce_rce(logits: Tensor, target: Tensor, *, alpha: float = 1.0, beta: float =
     convex=False,
     smooth=True,
     source="Englesson & Azizpour, arXiv 2105.04522; pi for 20 to 40 % noise",
-    ranges={"pi": "(0, 1)"},
+    ranges={"pi": "[1e-30, 1)"},
 )
 def js(logits: Tensor, target: Tensor, *, pi: float = 0.7) -> Tensor:
     """[π KL(y ‖ m) + (1 - π) KL(p ‖ m)] / -(1 - π) ln(1 - π), with m = π y + (1 - π) p
@@ -92,6 +93,7 @@ def js(logits: Tensor, target: Tensor, *, pi: float = 0.7) -> Tensor:
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, H(π)/Z] with
     H the binary entropy and Z = -(1 - π) ln(1 - π). Limits: cross-entropy as π → 0, half of `mae` as π → 1.
     For a class y it depends on p_y alone: off the class p_k / m_k = 1 / (1 - π).
+    Gradient in z for a class y: p_y (p - e_y) ln((1 - π) p_y / m_y) / ln(1 - π).
     """
     log_p, scale = torch.log_softmax(logits, -1), (1 - pi) * math.log1p(-pi)
     if not target.is_floating_point():

@@ -37,7 +37,7 @@ def rooted(surprise: Tensor, k: float) -> Tensor:
     convex=True,
     smooth=True,
     source="rooted (arXiv 2310.03890), the loss of its theory, for C classes",
-    ranges={"k": "(0, inf)"},
+    ranges={"k": "[1e-30, 1e30]"},
 )
 def rooted_logistic(logits: Tensor, target: Tensor, *, k: float = 3.0) -> Tensor:
     """Σ_j y_j k (p_j^{-1/k} - 1): convex rooted logistic loss, k expm1(cross-entropy / k) for a class y
@@ -58,7 +58,7 @@ def rooted_logistic(logits: Tensor, target: Tensor, *, k: float = 3.0) -> Tensor
     convex=False,
     smooth=True,
     source="rooted (arXiv 2310.03890), the loss of its released code",
-    ranges={"k": "(0, inf)", "m": "(0, inf)"},
+    ranges={"k": "[1e-30, 1e30]", "m": "[1e-30, 1e30]"},
 )
 def rooted_bounded(logits: Tensor, target: Tensor, *, k: float = 3.0, m: float = 3.0) -> Tensor:
     """Σ_j y_j m (1 - p_j^{1/k}): bounded rooted loss; with m = k it is `gce` at q = 1/k
@@ -75,7 +75,7 @@ def surprise_of_margin(name: str, margin: Tensor, **hyper: float) -> Tensor:
     if not margin.is_floating_point():
         raise ValueError(f"{name}: margins are {margin.dtype}; allowed: floating point, of any shape")
     for key, value in hyper.items():
-        check_range(f"{name}: {key}", value, "(0, inf)")
+        check_range(f"{name}: {key}", value, "[1e-30, 1e30]")
     return -F.logsigmoid(margin if margin.dtype == torch.float64 else margin.float())
 
 
