@@ -327,6 +327,20 @@ def test_jensen_shannon_from_its_definition(seed, classes, pi):
 
 
 @settings(deadline=None, max_examples=20)
+@given(seed=seeds, classes=st.integers(2, 12), pi=st.floats(0.01, 0.99), alpha=st.floats(0, 10), beta=st.floats(0, 10))
+def test_documented_gradients_of_js_and_nce_rce(seed, classes, pi, alpha, beta):
+    z, labels, _ = sample(6, classes, seed)
+    p, y = torch.softmax(z, -1), one_hot(labels, classes)
+    p_y = (p * y).sum(1, keepdim=True)
+    m_y, total = pi + (1 - pi) * p_y, p.log().sum(1, keepdim=True)
+    stated = p_y * (p - y) * torch.log((1 - pi) * p_y / m_y) / math.log1p(-pi)
+    torch.testing.assert_close(gradient(lambda z: losses.js(z, labels, pi=pi), z), stated, rtol=1e-8, atol=1e-10)
+    stated = alpha * (y - p - (1 - classes * p) * p_y.log() / total) / total + LARGE * beta * p_y * (p - y)
+    found = gradient(lambda z: losses.nce_rce(z, labels, alpha=alpha, beta=beta), z)
+    torch.testing.assert_close(found, stated, rtol=1e-8, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=20)
 @given(seed=seeds, classes=st.integers(2, 12), exponent=st.floats(-14, 0), near_one=st.booleans())
 def test_jensen_shannon_keeps_its_digits_for_every_weight(seed, classes, exponent, near_one):
     """In float32, against fifty digits: at π = 1e-6 the textbook form is off by a third, at 1e-8 it is infinite."""
@@ -760,6 +774,8 @@ def test_hyper_parameters_out_of_range_are_refused(name):
         ({"name": "brier", "num_classes": 2.0}, "integer"),
         ({"name": "brier", "reduction": "avg"}, "mean"),
         ({"name": "fourier(s=2"}, "fourier(s=2"),
+        ({"name": ["fourier"]}, "fourier"),
+        ({"name": "rooted_logistic(k=1e300)"}, "1e30"),
         ({"name": 5}, "5"),
         ({"name": None}, "None"),
     ],

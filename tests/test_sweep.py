@@ -4,6 +4,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -327,7 +328,7 @@ def test_several_plans_are_run_in_one_call(tmp_path):
 
 
 def test_every_worker_gets_a_stack():
-    grid = sweep.plan("noisy_labels", "smoke", seeds=[0, 1]).grid
+    grid = sweep.plan("noisy_labels", "smoke", losses=["cross_entropy", "brier", "mae"], seeds=[0, 1]).grid
     assert [len(stack) for stack in sweep.stacks(grid, workers=3, device="cpu")] == [4, 4, 4]
     assert {len(stack) for stack in sweep.stacks(grid, workers=6, device="cpu")} == {1}
 
@@ -459,6 +460,11 @@ def test_the_paper_profile_covers_three_data_sets():
     assert sweep.pairs("noisy_labels", "paper", ["cifar10"], ["resnet18"]) == [("cifar10", "resnet18")]
     assert sweep.pairs("noisy_labels", "quick") == [("", "")]  # what the experiment takes by default
     assert sweep.pairs("noisy_labels", "paper", ["kmnist"]) == [("kmnist", "")]
+    held = [("cifar10", "cnn_small"), ("cifar10", "airbench")]
+    assert sweep.pairs("noisy_labels", "paper", ["kmnist", "cifar10"]) == [*held, ("kmnist", "")]
+    assert sweep.pairs("ranking", "paper", ["cifar10", "mnsit"]) == [("cifar10", "cnn_small"), ("mnsit", "")]
+    with pytest.raises(ValueError, match="mnist"):
+        sweep.plan("ranking", "paper", "mnsit")
 
 
 def test_matched_rates_undo_the_scale_of_the_gradient():
@@ -471,6 +477,31 @@ def test_matched_rates_undo_the_scale_of_the_gradient():
     assert rates["cross_entropy"] == rates["kl_divergence"] == same.grid[0].learning_rate
     assert rates["poisson"] == pytest.approx(10 * rates["cross_entropy"], rel=1e-3)
     assert set(rates) > set(losses.names())  # every loss of the catalogue
+
+
+@pytest.mark.parametrize("experiment", sweep.experiments())
+def test_shuffled_classes_and_brier_stand_beside_the_fourier_loss(experiment):
+    for profile, variant in itertools.product(("smoke", "paper"), sweep.variants(experiment)):
+        for dataset, model in sweep.pairs(experiment, profile)[:1]:
+            names = {run.loss for run in sweep.plan(experiment, profile, dataset, model, variant=variant).grid}
+            if any(name.startswith("fourier") for name in names) and experiment in sweep.EXPERIMENTS:
+                assert {sweep.SHUFFLED, "brier"} <= names
+
+
+@pytest.mark.parametrize("experiment", ["noisy_labels", "ranking"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(seeds=[2**63]), "below 2^63"),
+        (dict(seeds=[10**30]), "below 2^63"),
+        (dict(dataset=0), "dataset=0"),
+        (dict(model=False), "model=False"),
+        (dict(epochs=None), "epochs=None"),
+    ],
+)
+def test_what_no_row_can_hold_and_what_only_looks_empty_is_refused(experiment, changes, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        sweep.plan(experiment, "smoke", **changes)
 
 
 def test_a_variant_is_named():
