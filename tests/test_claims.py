@@ -48,7 +48,7 @@ def test_statements_of_the_study_notes_are_covered():
     """Each loss that the notes treat, and each statement about it, has its row."""
     topics = {
         "classical": "mean median quantile huber-path gaussian laplace bernoulli categorical saturation logarithm",
-        "recipe": "recipe weight-decay momentum",
+        "recipe": "recipe weight-decay momentum weight-decay-prior weight-decay-sgd dropout-penalty momentum-ten",
         "robust": "influence constants robust tukey-gradient robust-network tukey-network",
         "focal": "focal-easy focal-gradient focal-forms focal-calibration focal-rare",
         "dice": "dice-definition dice-iou dice-imbalance dice-balance dice-empty dice-rare dice-needed",
