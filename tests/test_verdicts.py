@@ -537,6 +537,9 @@ def test_verdict_rooted_losses_gain_no_accuracy(rooted):
     assert (adam["difference"] < 0.1).all() and (adam["difference"] > -1).all()
 
 
+FORMS = ("cross_entropy", "rooted_logistic", "rooted_bounded")
+
+
 def few(deep):
     """Six thousand images, Adam at the shared rate: a small convolutional network on three sets, and a transformer."""
     rows = deep[deep["setting"] == "adam few images"]
@@ -555,8 +558,19 @@ def test_verdict_a_small_network_gains_nothing_by_rooting(deep):
 
 
 def test_verdict_a_transformer_gains_nothing_by_rooting(deep):
-    """Neither in accuracy nor in epochs to the target; but it has hardly begun to learn."""
-    rows = few(deep)
+    """On all of MNIST the bounded form is half a point behind for sure, and neither form arrives earlier."""
+    whole = deep[(deep["model"] == "vit") & (deep["setting"] == "adam shared")]
+    assert whole.groupby("loss")["seed"].nunique().to_dict() == dict.fromkeys(FORMS, 5)
+    assert (whole["train_size"] == 0).all() and (whole["dataset"] == "mnist").all()
+    table = against(whole, "cross_entropy", ["dataset"]).set_index("loss")
+    assert table.loc["rooted_bounded", "p_holm"] < 0.05 and table["difference"].between(-0.6, -0.2).all()
+    assert whole.loc[whole["loss"] == "cross_entropy", "test_accuracy"].mean() > 0.95
+    epochs = epochs_to_target(whole, "adam shared")
+    assert epochs[["rooted_logistic", "rooted_bounded"]].min() > epochs["cross_entropy"]
+    errors = 100 * whole.groupby("loss")[["calibration_error", "calibration_error_rescaled"]].mean()
+    assert errors.loc["rooted_logistic"].round(1).tolist() == [2.8, 0.6]
+    assert errors.loc["rooted_bounded"].round(1).tolist() == [2.0, 2.7]
+    rows = few(deep)  # where it has hardly begun to learn
     rows = rows[rows["model"] == "vit"]
     table = against(rows, "cross_entropy", ["dataset"])
     assert (table["p_holm"] > 0.05).all() and table["difference"].between(-1.5, 0.5).all()
@@ -575,7 +589,7 @@ def test_verdict_the_factor_calibrates_the_convex_form(deep):
     columns = ["calibration_error", "calibration_error_rescaled", "nll", "nll_rescaled"]
     error = there.groupby(["setting", "dataset", "model", "loss"])[columns].mean()
     overfitted, others = error.loc["adam tuned"], error.drop("adam tuned")
-    assert len(others) == 10 and (others["calibration_error_rescaled"] < 0.7 * others["calibration_error"]).all()
+    assert len(others) == 11 and (others["calibration_error_rescaled"] < 0.7 * others["calibration_error"]).all()
     assert (others["nll_rescaled"] < others["nll"]).all()
     assert len(overfitted) == 2 and (overfitted["calibration_error_rescaled"] > overfitted["calibration_error"]).all()
 
