@@ -218,15 +218,18 @@ def test_experiment_runs_at_smoke_size(path, tmp_path):
 
 @each(EXPERIMENTS)
 def test_experiment_refuses_an_unknown_parameter(path, tmp_path):
-    """The cell after the parameters refuses what papermill would only warn of, before any work."""
+    """What papermill would only warn of is refused before any work."""
     notebook = read(path)
     code = [cell.source for cell in cells(notebook, "code")]
     names = {"__name__": "__main__"}
     exec(parameters_cells(notebook)[0].source, names)
     names |= {"profil": "smoke", "out": str(tmp_path / "out")}
-    first = code[next(i for i, source in enumerate(code) if "sweep.settings" in source)]
+    first = next(i for i, source in enumerate(code) if "sweep.settings" in source)
+    assert first <= 2 and "sweep.run" not in code[1]  # after the parameters there is at most a cell of imports
+    for source in code[1:first]:
+        exec(source, names)
     with pytest.raises(ValueError, match=r"'profil'.*'profile'"):
-        exec(first, names)
+        exec(code[first], names)
     assert not (tmp_path / "out").exists(), "it worked before it refused"
 
 
