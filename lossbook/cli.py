@@ -10,6 +10,7 @@ import time
 from collections import Counter
 
 from lossbook.losses import catalogue
+from lossbook.losses._registry import FLAGS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _losses(given) -> int:
     table = catalogue()
     for name, row in table.iterrows():
-        flags = [flag for flag in ("proper", "symmetric", "bounded", "convex", "smooth") if row[flag]]
+        flags = [flag for flag in FLAGS if row[flag]]
         print(f"{name:16} {row['definition']}\n{'':16} {', '.join(flags)}")
         if row["hyper-parameters"]:
             print(f"{'':16} {row['hyper-parameters']}")

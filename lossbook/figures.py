@@ -124,26 +124,26 @@ def close(figure: Figure) -> Figure:
     return figure
 
 
-def notebooks() -> dict[str, list[str]]:
-    """Notebooks that draw figures of committed tables, by their path from the root: the code that does it, a cell each.
-
-    All code of a notebook under notebooks/figures; elsewhere the cells that are tagged "figures". It trains nothing.
-    """
-    found = {}
-    for path in sorted(results.PROJECT.glob("notebooks/*/*.ipynb")):
-        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-        if path.parent.name != "figures":
-            cells = [cell for cell in cells if "figures" in cell["metadata"].get("tags", ())]
-        if cells:
-            found[path.relative_to(results.PROJECT).as_posix()] = ["".join(cell["source"]) for cell in cells]
-    return found
+def notebooks() -> list[str]:
+    """Notebooks that draw figures of committed tables, by their path from the root of the project."""
+    paths = sorted(path.relative_to(results.PROJECT).as_posix() for path in results.PROJECT.glob("notebooks/*/*.ipynb"))
+    return [notebook for notebook in paths if _drawing(notebook)]
 
 
 def redraw(notebook: str) -> None:
     """Draw the figures of one of the `notebooks` again, in this process."""
     names = {"display": lambda *shown: None}
-    for number, source in enumerate(notebooks()[notebook], 1):
+    for number, source in enumerate(_drawing(notebook), 1):
         exec(compile(source, f"{notebook}, figure cell {number}", "exec"), names)
+
+
+def _drawing(notebook: str) -> list[str]:
+    """What draws without training: under notebooks/figures all code cells, elsewhere those with the tag "figures"."""
+    path = results.PROJECT / notebook
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    if path.parent.name != "figures":
+        cells = [cell for cell in cells if "figures" in cell["metadata"].get("tags", ())]
+    return ["".join(cell["source"]) for cell in cells]
 
 
 # Two groups of lines a panel, so that none holds more than seven; cross-entropy and Brier stand in both.

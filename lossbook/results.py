@@ -61,10 +61,9 @@ def afresh() -> bool:
     return os.environ.get("LOSSBOOK_AFRESH", "") not in ("", "0")
 
 
-def load(experiment: str, folder: str | Path | None = None, with_published: bool | None = None) -> pandas.DataFrame:
+def load(experiment: str, folder: str | Path | None = None, with_published: bool = True) -> pandas.DataFrame:
     """All rows of an experiment: this machine's runs, and the published ones that it did not run itself.
 
-    The published ones are left out where runs are made `afresh`, if with_published does not say otherwise.
     A row file that cannot be read is refused by name; delete it and run the sweep again.
     """
     tables = []
@@ -73,8 +72,6 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
         if tables[-1]["hash"].to_pylist() != [path.stem]:
             raise ValueError(f"{path} holds the row of another run; delete it and run the sweep again")
     committed = PUBLISHED / f"{experiment}.parquet"
-    if with_published is None:
-        with_published = not afresh()
     if with_published and committed.is_file():
         tables.append(_read(committed))
     if not tables:
@@ -86,7 +83,7 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
 
 def publish(experiment: str, datasets: list[str] | None = None, folder: str | Path | None = None) -> Path:
     """Merge this machine's rows (of the named data sets) into the committed table and return its path."""
-    rows = load(experiment, folder, with_published=True)
+    rows = load(experiment, folder)
     if rows.empty:
         raise ValueError(f"{experiment} has no rows under {Path(folder or RUNS)}; run the sweep first")
     if datasets:

@@ -488,20 +488,20 @@ def run_all(plans: Sequence[Plan], workers: int | None = None, deadline: float =
     _workers(workers)
     first = plans[0]
     _run(first, [config for plan in plans for config in plan.tuning], workers, deadline, "tuning")
-    rows = results.load(first.experiment, first.out)
+    rows = results.load(first.experiment, first.out, with_published=not results.afresh())
     there = set(rows["hash"])
     grids = [plan.chosen(rows) if there >= {config.hash for config in plan.tuning} else [] for plan in plans]
     _run(first, [config for grid in grids for config in grid], workers, deadline, "running")
-    rows = results.load(first.experiment, first.out).set_index("hash")
+    rows = results.load(first.experiment, first.out, with_published=not results.afresh()).set_index("hash")
     wanted = [dict.fromkeys(config.hash for config in grid) for grid in grids]
     return [rows.loc[[run for run in runs if run in rows.index]].reset_index() for runs in wanted]
 
 
 def shortest_minutes(plans: Sequence[Plan], workers: int | None = None) -> float:
     """What the shortest piece takes of all that is missing of one experiment, a run or a stack; 0 where nothing is."""
-    rows, timed = (results.load(plans[0].experiment, plans[0].out, every) for every in (None, True))
+    rows = results.load(plans[0].experiment, plans[0].out)
     left = [run for plan in plans for run in missing(plan, plan.tuning) or missing(plan, plan.chosen(rows))]
-    return min((expected_seconds(stack[0], timed)[0] * len(stack) / 60 for stack in stacks(left, workers)), default=0.0)
+    return min((expected_seconds(stack[0], rows)[0] * len(stack) / 60 for stack in stacks(left, workers)), default=0.0)
 
 
 def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFrame:
@@ -512,14 +512,14 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
     """
     lines = []
     for plan in plans:
-        rows, timed = (results.load(plan.experiment, plan.out, every) for every in (None, True))
+        rows = results.load(plan.experiment, plan.out)  # this machine's before the published: they choose the rates
         tuned = not missing(plan, plan.tuning)
         for part, configs in (("tuning", plan.tuning), ("grid", plan.chosen(rows) if tuned else plan.grid)):
             if not configs:
                 continue
             waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
             first = next(iter(waiting), configs[0])
-            cost, basis = expected_seconds(first, timed)
+            cost, basis = expected_seconds(first, rows)
             known = basis != UNKNOWN or not waiting
             passes = sum(getattr(run, "epochs", 1) for run in waiting) / getattr(first, "epochs", 1)
             minutes = cost * passes / 60 if known else math.nan
@@ -612,7 +612,7 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"out={str(plan.out or results.RUNS)!r} cannot be written ({error}); name another") from error
-    known = results.load(plan.experiment, plan.out, with_published=True) if deadline < math.inf else None
+    known = results.load(plan.experiment, plan.out) if deadline < math.inf else None
 
     def fits(stack: list[Config]) -> bool:
         return time.monotonic() + expected_seconds(stack[0], known)[0] * len(stack) < deadline

@@ -83,7 +83,7 @@ def test_afresh_also_counts_what_is_published(capsys, tmp_path, monkeypatch):
 
 def test_figures_of_a_notebook(capsys, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "notebooks", lambda: {"notebooks/experiments/pod.ipynb": [], "b.ipynb": []})
+    monkeypatch.setattr(figures, "notebooks", lambda: ["notebooks/experiments/pod.ipynb", "b.ipynb"])
     monkeypatch.setattr(figures, "redraw", drawn.append)
     assert main(["figures"]) == 0 and drawn == ["notebooks/experiments/pod.ipynb", "b.ipynb"]
     assert main(["figures", "b.ipynb"]) == 0 and drawn[2:] == ["b.ipynb"]

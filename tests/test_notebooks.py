@@ -182,7 +182,7 @@ def papermill(path, folder, **parameters):
 
 DRAWN = {
     record["figure"]: record
-    for record in map(json.loads, (path.read_text() for path in sorted(ROOT.glob("figures/*.json"))))
+    for record in map(json.loads, (path.read_text() for path in ROOT.glob("figures/*.json")))
     if record["sources"]
 }
 

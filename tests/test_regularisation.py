@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lossbook import sweep
 from lossbook.results import PROJECT
 from lossbook.symbolic import regularisation as derived
+from lossbook.symbolic.rooted_logistic import logistic as logistic_loss
 
 seeds = st.integers(0, 2**32 - 1)
 numbers = st.floats(-3, 3)
@@ -233,7 +234,7 @@ def test_logistic_loss_under_dropout_to_second_order():
     z, q, parts = derived.z, derived.q, derived.letters("a", 2)
     slope = sympy.exp(-z) / (1 + sympy.exp(-z)) ** 2  # σ'
     stated = derived.adaptive_penalty(parts, slope)
-    assert sympy.simplify(derived.second_order(derived.logistic_loss, parts) - stated) == 0
+    assert sympy.simplify(derived.second_order(logistic_loss, parts) - stated) == 0
     anything = sympy.Function("f")
     curvature = sympy.diff(anything(z), z, 2)
     general = derived.second_order(anything, parts) - derived.adaptive_penalty(parts, curvature)
@@ -263,14 +264,14 @@ def test_rest_of_the_second_order_is_of_the_third(seed, keep):
 @functools.cache
 def logistic_penalty():
     z = derived.z
-    return derived.adaptive_penalty(derived.letters("a", 4), sympy.diff(derived.logistic_loss(z), z, 2))
+    return derived.adaptive_penalty(derived.letters("a", 4), sympy.diff(logistic_loss(z), z, 2))
 
 
 def test_second_order_fails_for_large_margins_and_for_much_dropout():
     a, odds = sympy.symbols("a o", positive=True)
     q = derived.q
-    exact = derived.expectation(lambda mask: derived.logistic_loss(mask[0] * a), 1) - derived.logistic_loss(a)
-    approximate = derived.adaptive_penalty([a], sympy.diff(derived.logistic_loss(a), a, 2))
+    exact = derived.expectation(lambda mask: logistic_loss(mask[0] * a), 1) - logistic_loss(a)
+    approximate = derived.adaptive_penalty([a], sympy.diff(logistic_loss(a), a, 2))
     share = {q: 1 / (1 + odds)}
     assert sympy.simplify(sympy.limit(exact.subs(share), a, sympy.oo) - odds / (1 + odds) * sympy.log(2)) == 0
     assert sympy.limit(approximate, a, sympy.oo) == 0

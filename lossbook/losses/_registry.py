@@ -151,7 +151,7 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
 def lookup(name: str) -> Entry:
     """The catalogue entry of a loss; ValueError for an unknown one: with the nearest name, or where else it is."""
     if not isinstance(name, str):
-        raise ValueError(f"loss {name!r} was given; allowed: a name, one of {', '.join(REGISTRY)}")
+        check_name("loss", name, REGISTRY)  # asked first: what is no string need not be hashable
     if name not in REGISTRY:
         from lossbook import losses  # not before: it imports this module
 

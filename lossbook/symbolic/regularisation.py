@@ -10,9 +10,10 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import sympy
-from sympy import Expr, Matrix, Symbol, exp, log
+from sympy import Expr, Matrix, Symbol
 
 from lossbook.symbolic import likelihood_of_losses as likelihood
+from lossbook.symbolic.ranking import scores as letters  # the real symbols letter_1 ... letter_count
 
 w, v, g, z, target = sympy.symbols("w v g z w_*", real=True)
 h, eta, decay, sigma, tau, q = sympy.symbols("h eta lambda sigma tau q", positive=True)
@@ -20,11 +21,6 @@ mu, a, rho, s = sympy.symbols("mu a rho s", positive=True)  # a stands for ηh
 beta1, beta2, epsilon = sympy.symbols("beta_1 beta_2 epsilon", positive=True)
 r = Symbol("r")
 t = Symbol("t", integer=True, nonnegative=True)
-
-
-def letters(letter: str, count: int) -> list[Symbol]:
-    """The real symbols letter_1 ... letter_count."""
-    return list(sympy.symbols(f"{letter}_1:{count + 1}", real=True))
 
 
 def dot(left: Sequence[Expr], right: Sequence[Expr]) -> Expr:
@@ -128,11 +124,6 @@ def expectation(function: Callable[[Sequence[Expr]], Expr], count: int) -> Expr:
 def adaptive_penalty(parts: Sequence[Expr], curvature: Expr = sympy.S.One) -> Expr:
     """f''(z) p/(2q) Σ_j a_j² with a_j = x_j w_j; of the squared error f'' = 1, of the logistic loss σ'(z)."""
     return curvature * (1 - q) / (2 * q) * dot(parts, parts)
-
-
-def logistic_loss(z: Expr) -> Expr:
-    """log(1 + e^{-z}), the negative log-likelihood of the label 1."""
-    return log(1 + exp(-z))
 
 
 def second_order(function: Callable[[Expr], Expr], parts: Sequence[Expr]) -> Expr:
