@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 from lossbook.losses import catalogue
 from lossbook.losses._registry import FLAGS
@@ -160,9 +162,11 @@ def _figures(given) -> int:
     known = figures.notebooks()
     for notebook in given.notebooks:
         check_name("notebook", notebook, known)
-    for notebook in given.notebooks or known:
-        print(notebook, flush=True)
-        figures.redraw(notebook)
+    chosen = given.notebooks or known
+    workers = min(len(chosen), os.cpu_count() or 1)  # drawing takes one core, and pyplot one thread a process
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for notebook, _ in zip(chosen, pool.map(figures.redraw, chosen), strict=True):
+            print(notebook, flush=True)
     return 0
 
 

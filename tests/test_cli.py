@@ -1,6 +1,9 @@
 """The command: what it prints, what it writes, and what it refuses."""
 
 import csv
+import json
+import os
+from pathlib import Path
 
 import pandas
 import pytest
@@ -81,13 +84,19 @@ def test_afresh_also_counts_what_is_published(capsys, tmp_path, monkeypatch):
     assert there == ["1", "0"]
 
 
-def test_figures_of_a_notebook(capsys, tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "notebooks", lambda: ["notebooks/experiments/pod.ipynb", "b.ipynb"])
-    monkeypatch.setattr(figures, "redraw", drawn.append)
-    assert main(["figures"]) == 0 and drawn == ["notebooks/experiments/pod.ipynb", "b.ipynb"]
-    assert main(["figures", "b.ipynb"]) == 0 and drawn[2:] == ["b.ipynb"]
-    assert capsys.readouterr().out.splitlines() == drawn
+def test_figures_are_drawn_by_processes_of_their_own(capsys, tmp_path, monkeypatch):
+    cell = "import os, pathlib\nfor name in names:\n    pathlib.Path(name).write_text(str(os.getpid()))"
+    notebooks = [str(tmp_path / "figures" / f"{name}.ipynb") for name in "ab"]  # there, all code cells are figures
+    drawn = [tmp_path / name for name in "ab"]
+    for notebook, file in zip(notebooks, drawn, strict=True):
+        code = {"cell_type": "code", "metadata": {}, "source": cell.replace("names", repr([str(file)]))}
+        (tmp_path / "figures").mkdir(exist_ok=True)
+        Path(notebook).write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": "no code"}, code]}))
+    monkeypatch.setattr(figures, "notebooks", lambda: notebooks)
+    assert main(["figures"]) == 0 and capsys.readouterr().out.splitlines() == notebooks
+    assert all(int(file.read_text()) != os.getpid() for file in drawn)
+    drawn[0].unlink(), drawn[1].unlink()
+    assert main(["figures", notebooks[1]]) == 0 and not drawn[0].exists() and drawn[1].exists()
 
 
 def test_no_time_left_begins_nothing(capsys, tmp_path):
