@@ -146,7 +146,7 @@ def _drawing(notebook: str) -> list[str]:
     return ["".join(cell["source"]) for cell in cells]
 
 
-# Two groups of lines a panel, so that none holds more than seven; cross-entropy and Brier stand in both.
+# Groups of lines, a panel each, so that none holds more than seven; cross-entropy and Brier stand in all.
 FOURIER_GROUP = (
     "cross_entropy",
     "brier",
@@ -157,6 +157,8 @@ FOURIER_GROUP = (
     "rps",
 )
 ROBUST_GROUP = ("cross_entropy", "brier", "label_smoothing", "mae", "gce", "sce", "nce_rce")
+OTHER_GROUP = ("cross_entropy", "brier", "bootstrap_soft", "bootstrap_hard", "js", "rooted_logistic", "rooted_bounded")
+GROUPS = (FOURIER_GROUP, ROBUST_GROUP, OTHER_GROUP)
 TITLES = {
     "digits": "digits",
     "mnist": "MNIST",
@@ -204,7 +206,7 @@ def accuracy_by_rate(rows: pandas.DataFrame, kind: str = "symmetric") -> Figure:
     """Test accuracy against the rate of wrong labels: a column a data set and network, a row a group of losses."""
     rows = rows[rows["noise_kind"].isin([kind, "none"])]
     settings = list(dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)))
-    groups = [[loss for loss in group if (rows["loss"] == loss).any()] for group in (FOURIER_GROUP, ROBUST_GROUP)]
+    groups = [[loss for loss in group if (rows["loss"] == loss).any()] for group in GROUPS]
     groups = [group for group in groups if len(group) > 2] or groups[:1]
     figure, axes = plt.subplots(
         len(groups), len(settings), figsize=(1.6 + 2.6 * len(settings), 0.6 + 2.3 * len(groups)), squeeze=False

@@ -374,7 +374,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
         compared = LOSSES[:2]
         settings = dict(pretraining_steps=100, steps=36, pieces=3, samples=500)
     elif model == "style_small":
-        penalties, seeds, settings = (1.0,), range(5), dict(pretraining_steps=2000, steps=320, pieces=4)
+        penalties, seeds, settings = (1.0,), range(20), dict(pretraining_steps=2000, steps=320, pieces=4)
     else:
         rates = (1e-3, 3e-3, 9e-3)
         settings = dict(pretraining_steps=10000, steps=3000, batch_size=64, samples=10000, pieces=10)
