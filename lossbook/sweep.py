@@ -301,6 +301,11 @@ class Plan:
     out: Path | None
     variant: str = ""
 
+    def of(self, names: Iterable[str]) -> Plan:
+        """What it holds of these losses."""
+        tuning, grid = (tuple(run for run in part if run.loss in names) for part in (self.tuning, self.grid))
+        return replace(self, tuning=tuning, grid=grid)
+
     def chosen(self, rows: pandas.DataFrame) -> list[Config]:
         """The grid with each loss at the learning rate of best validation accuracy; the only one where one is given."""
         if not self.tuning or not self.grid:
@@ -515,11 +520,13 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
     lines = []
     for plan in plans:
         rows = results.load(plan.experiment, plan.out)  # this machine's before the published: they choose the rates
-        tuned = not missing(plan, plan.tuning)
-        for part, configs in (("tuning", plan.tuning), ("grid", plan.chosen(rows) if tuned else plan.grid)):
+        tuning = missing(plan, plan.tuning)
+        untuned = {run.loss for run in tuning}
+        tuned = plan.of({run.loss for run in plan.grid} - untuned)
+        grid = missing(plan, tuned.chosen(rows)) + list(plan.of(untuned).grid)
+        for part, configs, waiting in (("tuning", plan.tuning, tuning), ("grid", plan.grid, grid)):
             if not configs:
                 continue
-            waiting = missing(plan, configs) if part == "tuning" or tuned else list(configs)
             first = next(iter(waiting), configs[0])
             cost, basis = expected_seconds(first, rows)
             known = basis != UNKNOWN or not waiting
@@ -587,9 +594,7 @@ def published(experiment: str) -> pandas.DataFrame:
             grid, known = plan(experiment, "paper", dataset, model, variant=variant), set(there["loss"])
             if grid.tuning:  # a loss whose tuning is not published yet has no rows of this part either
                 known = set(rows.loc[rows["hash"].isin({config.hash for config in grid.tuning}), "loss"])
-            tuning, runs = (tuple(c for c in part if c.loss in known) for part in (grid.tuning, grid.grid))
-            grid = replace(grid, tuning=tuning, grid=runs)
-            wanted |= {config.hash for config in grid.chosen(rows)}
+            wanted |= {config.hash for config in grid.of(known).chosen(rows)}
         parts.append(rows[rows["hash"].isin(wanted)].assign(variant=variant))
     return pandas.concat(parts, ignore_index=True)
 

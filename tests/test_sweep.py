@@ -557,6 +557,18 @@ def test_tuning_runs_first_and_decides(tmp_path):
     assert len(list((tmp_path / "noisy_labels").glob("*.parquet"))) == 3
 
 
+def test_a_plan_counts_the_grid_of_each_loss_that_is_tuned(tmp_path):
+    plan, rows = tuned([0.1, 0.3, 0.2, 0.1, 0.2, 0.3], [0.5] * 6)
+    plan = replace(plan, out=tmp_path)
+    of_brier = plan.of(["brier"])
+    for config in (*of_brier.tuning, *of_brier.chosen(rows)):
+        score = dict(zip(rows["hash"], rows["validation_accuracy"], strict=True)).get(config.hash)
+        row = vars(config) | {"hash": config.hash, "validation_accuracy": score, "seconds": 1.0, "device": "a CPU"}
+        results.write_row(row, "noisy_labels", tmp_path)
+    ahead = sweep.outlook([plan], workers=1)
+    assert list(ahead["runs"]) == [6, 2] and list(ahead["there"]) == [3, 1]
+
+
 # --- publication ----------------------------------------------------------------------------------------------
 
 
