@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from lossbook.checks import check_name
+from lossbook.checks import check_name, check_range
 from lossbook.data import CHUNK
 
 LABEL_KINDS = ("none", "symmetric", "uniform", "pair", "ring", "asymmetric")
@@ -64,10 +64,8 @@ def transition_matrix(kind: str, rate: float, num_classes: int, dataset: str | N
     ValueError otherwise, and for a set that has no standard asymmetric map.
     """
     check_name("label noise", kind, LABEL_KINDS)
-    if not 0 <= rate <= 1:
-        raise ValueError(f"the rate of label noise must lie in [0, 1], got {rate}")
-    if num_classes < 2:
-        raise ValueError(f"label noise needs at least 2 classes, got {num_classes}")
+    check_range("rate of label noise", rate, "[0, 1]")
+    check_range("num_classes of label noise", num_classes, "[2, inf)")
     identity = torch.eye(num_classes, dtype=torch.float64)
     if kind == "none":
         return identity
@@ -176,10 +174,7 @@ def corrupt_images(images: torch.Tensor, kind: str, level: float, generator: tor
       this bites above level 7/3. No randomness: ``generator`` may be None.
     """
     check_name("image noise", kind, IMAGE_KINDS)
-    if not (level >= 0 and math.isfinite(level)):
-        raise ValueError(f"the level of image noise must be finite and not negative, got {level}")
-    if kind == "salt_pepper" and level > 1:
-        raise ValueError(f"the level of salt_pepper is a share of the pixels in [0, 1], got {level}")
+    check_range(f"level of image noise, {kind}", level, "[0, 1]" if kind == "salt_pepper" else "[0, inf)")
     if not images.is_floating_point() or images.ndim != 4 or not images.numel():
         raise ValueError(f"images must be float, NCHW, not empty, got {images.dtype} of {tuple(images.shape)}")
     if not (images.min() >= 0 and images.max() <= 1):

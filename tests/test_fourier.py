@@ -420,7 +420,10 @@ def test_distance_is_a_metric_and_equals_the_sum(seed, shape, s, symbol):
 def test_distance_is_the_root_of_the_loss_and_refuses_other_shapes():
     p, q = probabilities(0, 10, 2)
     assert fourier_distance(torch.from_numpy(p), torch.from_numpy(q)).item() ** 2 == pytest.approx(loss(p, q))
-    for x, y, dims in ((torch.ones(3), torch.ones(4), 1), (torch.ones(3), torch.ones(3), 2)):
+    three = torch.ones(3)
+    for x, y, dims in (
+        (three, torch.ones(4), 1), (three, three, 2), (three, three, 0), (three, three, 1.0), (three, three.numpy(), 1)
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="allowed"):
             fourier_distance(x, y, dims=dims)
     with pytest.raises(ValueError, match="wrap"):

@@ -92,6 +92,7 @@ def test_repulsion_where_no_simplex_is_possible():
         (lambda: hypersphere.head("pedcc(power=0.5)", 10, 16), "power"),
         (lambda: hypersphere.head("sphereface(margin=1.5)", 10, 16), "integer"),
         (lambda: hypersphere.head("cross_entropy", 10, 0), "at least 1"),
+        (lambda: hypersphere.head("cross_entropy", 10, 16, seed="one"), "seed='one'"),
         (lambda: hypersphere.scheduled_delta("gone", 1), "growing"),
     ],
 )
@@ -336,6 +337,7 @@ def test_wrong_input_is_refused(name):
     z, y, _ = sample()
     for features, target in (
         (z[:, :7], y), (z, y[:3]), (z, y.double()), (z.long(), y), (z[0], y[0]), (z[:0], y[:0]), (z, y[:, None]),
+        (z.numpy(), y), (z, y.tolist()),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="allowed"):
             head(features, target)

@@ -107,10 +107,15 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
     return decorate
 
 
+def check_tensors(name: str, *given: object) -> None:
+    """Refuse what is no tensor."""
+    if not all(isinstance(value, Tensor) for value in given):
+        raise ValueError(f"{name}: {', '.join(type(v).__name__ for v in given)} were given; allowed: torch tensors")
+
+
 def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
     """Refuse anything but logits (*batch, C >= 2) with indices (*batch) or distributions (*batch, C)."""
-    if not (isinstance(logits, Tensor) and isinstance(target, Tensor)):
-        raise ValueError(f"{name}: {type(logits).__name__}, {type(target).__name__} were given; allowed: torch tensors")
+    check_tensors(name, logits, target)
     shape, soft = logits.shape, target.is_floating_point()
     if not logits.is_floating_point() or len(shape) < 1 or shape[-1] < 2:
         raise ValueError(

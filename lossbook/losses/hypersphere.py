@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossbook.checks import check_name, check_range
-from lossbook.losses._registry import parse
+from lossbook.checks import check_name, check_range, check_whole
+from lossbook.losses._registry import check_tensors, parse
 from lossbook.losses.likelihood import cross_entropy
 
 FIRST_DELTA = 0.05  # of the schedules that need a norm, before one epoch has measured it
@@ -88,6 +88,7 @@ def _check_sizes(name: str, num_classes: int, dim: int) -> None:
 
 
 def _check(name: str, features: Tensor, target: Tensor, dim: int) -> None:
+    check_tensors(name, features, target)
     if not features.is_floating_point() or features.ndim < 1 or features.shape[-1] != dim:
         raise ValueError(
             f"{name}: features are {features.dtype} of shape {tuple(features.shape)}; "
@@ -605,6 +606,7 @@ def head(spec: str, num_classes: int, dim: int, seed: int = 0) -> Head:
     name, hyper = parse(spec)
     check_name("head", name, HEADS)
     _check_sizes(name, num_classes, dim)
+    check_whole("seed", seed, "[0, inf)")
     parameters = inspect.signature(HEADS[name]).parameters.values()
     for key in hyper:
         check_name(f"hyper-parameter of {name}", key, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lossbook.checks import check_name, check_range
-from lossbook.losses._registry import WIDE, distribution, reduced, register
+from lossbook.checks import check_name, check_range, check_whole
+from lossbook.losses._registry import WIDE, check_tensors, distribution, reduced, register
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
@@ -328,6 +328,8 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
             raised to float32
     returns (*batch). Not differentiable where x = y: train on its square.
     """
+    check_tensors("fourier_distance", x, y)
+    check_whole("fourier_distance: dims", dims, "[1, inf)")
     if x.shape != y.shape or x.ndim < dims:
         raise ValueError(
             f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes"
