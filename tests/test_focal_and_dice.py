@@ -7,6 +7,7 @@ import re
 
 import numpy
 import pytest
+import scipy.optimize
 import sympy
 import torch
 from hypothesis import given, settings
@@ -275,6 +276,19 @@ def test_balance_survives_rare_foreground():
 def test_slope_in_a_shared_bias_is_the_sum_of_the_slopes(count):
     slope, total = derived.slope_in_bias(count)
     assert sympy.simplify(slope - total) == 0
+
+
+def test_focal_loss_is_balanced_by_a_prior_far_above_the_share_of_the_foreground():
+    """With γ = 2, α = 1/4 the balance tends to f / (9 q³) as q → 0; for rare foreground it is 1 at q near (f / 9)^⅓."""
+    f, q, quarter = derived.f, derived.q, sympy.Rational(1, 4)
+    up, down = (sympy.diff(derived.binary_focal(q, label, 2, quarter), q) for label in (1, 0))
+    ratio = derived.balance(up, down)
+    assert sympy.limit(ratio * (1 - f) / f * q**3, q, 0) == sympy.Rational(1, 9)
+    found = sympy.lambdify((f, q), ratio, "numpy")
+    for share, off in ((1e-3, 0.06), (1e-5, 0.03), (1e-7, 0.01)):
+        balanced = scipy.optimize.brentq(lambda prior, share=share: found(share, prior) - 1, share, 0.5)
+        assert balanced == pytest.approx((share / 9) ** (1 / 3), rel=off) and found(share, share) > 1e5
+    assert round(found(0.001, 0.01)) == 118  # as derivation 12 says
 
 
 def test_where_the_bias_alone_balances_a_loss():
