@@ -141,9 +141,15 @@ def published():
 
 
 def test_verdict_features_see_every_damage(published):
-    """The root of FID at the strongest level of each damage is more than twice its floor."""
-    strongest = published.xs("fid", level="loss").groupby(["dataset", "damage"])["low"].last()
+    """The root of FID at the strongest level of each damage is more than twice its floor; where it begins to show."""
+    low = published.xs("fid", level="loss")["low"]
+    strongest = low.groupby(["dataset", "damage"]).last()
     assert len(strongest) == 6 and (strongest > 2).all()
+    noticed = low[low > 1].reset_index("level").groupby(["dataset", "damage"])["level"].first()
+    assert dict(noticed) == {
+        ("cifar10", "blur"): 0.6, ("cifar10", "gaussian"): 0.02, ("cifar10", "missing"): 3,
+        ("mnist", "blur"): 0.4, ("mnist", "gaussian"): 0.05, ("mnist", "missing"): 1,
+    }  # fmt: skip
 
 
 def test_verdict_transport_between_pixels_rewards_blur(published):
