@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import math
 import numbers
 import os
+import sys
 from collections.abc import Iterable, Mapping
+
+LARGEST = sys.float_info.max  # an integer may be larger, and no float then
 
 
 def check_name(what: str, name: object, allowed: Iterable[str]) -> None:
@@ -21,8 +23,8 @@ def check_name(what: str, name: object, allowed: Iterable[str]) -> None:
 def check_range(what: str, value: object, interval: str) -> None:
     """Refuse a value that is no finite number in an interval written as in mathematics, for example "(0, 1]"."""
     low, high = (float(end) for end in interval[1:-1].split(","))
-    # compared with infinity, not asked of `math`, so that torch.compile follows it for a number that changes
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and -math.inf < value < math.inf
+    # compared, not asked of `math`, so that torch.compile follows it for a number that changes
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
     above = number and (value > low or (interval[0] == "[" and value == low))
     below = number and (value < high or (interval[-1] == "]" and value == high))
     if not (above and below):

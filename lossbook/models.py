@@ -87,7 +87,7 @@ def densenet121(input_shape: tuple[int, int, int], num_classes: int) -> nn.Modul
 
 
 def vit(input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """torchvision's vision transformer, small: four layers of width 64 with four heads, on 49 or 64 patches."""
+    """torchvision's vision transformer, small: four layers of width 64 with four heads, on 16, 49 or 64 patches."""
     from torchvision.models.vision_transformer import VisionTransformer
 
     channels, size, _ = input_shape

@@ -69,7 +69,7 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
     tables = []
     for path in sorted((Path(folder or RUNS) / experiment).glob("*.parquet")):
         tables.append(_read(path))
-        if tables[-1]["hash"].to_pylist() != [path.stem]:
+        if "hash" not in tables[-1].column_names or tables[-1]["hash"].to_pylist() != [path.stem]:
             raise ValueError(f"{path} holds the row of another run; delete it and run the sweep again")
     committed = PUBLISHED / f"{experiment}.parquet"
     if with_published and committed.is_file():
@@ -125,9 +125,9 @@ def paired_differences(
     paired["difference"] = paired[value] - paired["reference"]
     table = []
     for setting, group in paired.groupby([*by, "loss"], sort=False):
-        mean, half, n = interval(group["difference"])
-        spread = group["difference"].std(ddof=1) if n > 1 else 0.0
-        p = stats.ttest_1samp(group["difference"], 0).pvalue if n > 1 and spread > 1e-6 else numpy.nan
+        values = group["difference"][numpy.isfinite(group["difference"])]  # of a run that diverged it may be no number
+        mean, half, n = interval(values)
+        p = stats.ttest_1samp(values, 0).pvalue if n > 1 and values.std(ddof=1) > 1e-6 else numpy.nan
         table.append([*setting, mean, half, n, p])
     frame = pandas.DataFrame(table, columns=[*by, "loss", "difference", "half_width", "n", "p"])
     frame["p_holm"] = frame.groupby(by, sort=False)["p"].transform(holm) if by else holm(frame["p"])

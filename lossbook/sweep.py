@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +29,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lossbook import data, losses, models, results, tasks
-from lossbook.checks import check_name, check_whole, count_of_environment
+from lossbook.checks import check_name, check_range, check_whole, count_of_environment
 from lossbook.tasks import TUNING_SEED
 from lossbook.training import Config, canonical_loss, default_device, provenance, threads, train_together
 
@@ -384,6 +385,8 @@ def _classifiers(
     if of_images and dataset in data.TABLES:
         raise ValueError(f"dataset={dataset!r} was given, a table; allowed: sets of images, {', '.join(data.NAMES)}")
     grid = replace(grid, **changes)
+    for rate in grid.learning_rates:
+        check_range("learning_rate", rate, "(0, inf)")
     grid = replace(grid, losses=tuple(canonical_loss(loss, classes) for loss in grid.losses))
     scales = {loss: losses.gradient_scale(loss, classes) if grid.matched else 1.0 for loss in grid.losses}
 
@@ -395,6 +398,10 @@ def _classifiers(
         return Config(**(fields | noisy | grid.recipe), seed=seed)
 
     rates = grid.learning_rates
+    if len(rates) > 1 and not grid.recipe.get("validation_share", Config.validation_share):
+        raise ValueError(
+            f"learning_rates={list(rates)} were given, and {experiment} holds no images out to choose by; give one"
+        )
     tuning = [configure(loss, *grid.tuning_noise, rate, TUNING_SEED) for rate in rates for loss in grid.losses]
     runs = [
         configure(loss, kind, level, rates[0], seed)
@@ -691,14 +698,14 @@ def trained(
     """
     workers = min(_workers(workers), len(stacks))
     if workers == 1:
-        yield from map(_carry_out, itertools.takewhile(fits, stacks) if fits else stacks)
+        yield from map(_carry_out, filter(fits, stacks) if fits else stacks)
         return
     ahead = 0 if fits else 2  # without a deadline two more than there are workers: none waits for this process
     context, waiting, going, failed = multiprocessing.get_context("spawn"), iter(stacks), set(), None
     with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         try:
             while True:
-                for stack in itertools.islice(waiting, workers + ahead - len(going)):
+                while len(going) < workers + ahead and (stack := next(waiting, None)):
                     if not fits or fits(stack):
                         going.add(pool.submit(_carry_out, stack))
                 if not going:
@@ -706,6 +713,11 @@ def trained(
                 done, going = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     if error := future.exception():
+                        if isinstance(error, BrokenProcessPool):
+                            error = ChildProcessError(
+                                "a process of the sweep was killed, perhaps for want of memory; rows that are written "
+                                "stay, the same command goes on: give it fewer --workers"
+                            )
                         failed, waiting = failed or error, iter(())
                     else:
                         yield future.result()

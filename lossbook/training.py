@@ -102,7 +102,7 @@ class Config:
             mode=MODES,
             views=VIEWS,
         )
-        whole = dict(epochs="[1, inf)", batch_size="[1, inf)", train_size="[0, inf)", seed="[0, inf)")
+        whole = dict(epochs="[1, inf)", batch_size="[1, inf)", train_size="[0, inf)", seed="[0, inf)", views="[1, inf)")
         real = dict(
             noise_rate="[0, 1]",
             image_level="[0, inf)",
@@ -142,7 +142,13 @@ class Config:
         if self.train_size > spec.train:
             raise ValueError(f"train_size={self.train_size} was given; {self.dataset} has {spec.train} examples")
         of_training = self.train_size or spec.train
-        if self.batch_size > (left := of_training - round(self.validation_share * of_training)):
+        held_out = round(self.validation_share * of_training)
+        if self.validation_share and not held_out:
+            raise ValueError(
+                f"validation_share={self.validation_share} was given, less than one of {of_training} examples; "
+                "allowed: 0 for none, or more"
+            )
+        if self.batch_size > (left := of_training - held_out):
             raise ValueError(f"batch_size={self.batch_size} was given; {self.dataset} leaves {left} for training")
 
     @property
@@ -553,6 +559,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
     if shared.views > 1:
         seen_often = logits_of(splits[0].test, views=shared.views).argmax(-1)
         test_accuracy = accuracy(seen_often, splits[0].test_labels).tolist()
+    whole = test_logits.isfinite().flatten(1).all(1).tolist()  # the last step may be the one that diverges
     parameters = sum(p.numel() for p in network.parameters()) // len(configs)
     rows = []
     for run, (config, split) in enumerate(zip(configs, splits, strict=True)):
@@ -566,7 +573,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         row = {
             "hash": config.hash,
             **asdict(config),
-            "status": "done" if run in going else "diverged",
+            "status": "done" if run in going and whole[run] else "diverged",
             "test_accuracy": test_accuracy[run],
             "best_test_accuracy": max(curve["test_accuracy"]),
             "validation_accuracy": curve["validation_accuracy"][-1],

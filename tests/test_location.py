@@ -194,6 +194,15 @@ def test_pinball_is_finite_and_wide(dtype):
     assert f.grad.dtype == dtype and f.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("tau", [1e-8, 1 - 1e-8])
+def test_pinball_keeps_the_digits_of_an_extreme_level(tau):
+    f = torch.tensor([1.0, -1.0, 0.0], requires_grad=True)
+    value = pinball(f, torch.zeros(3), tau=tau)
+    (slope,) = torch.autograd.grad(value.sum(), f)
+    assert value.tolist() == pytest.approx([1 - tau, tau, 0.0], rel=1e-6)
+    assert slope.tolist() == pytest.approx([1 - tau, -tau, (1 - 2 * tau) / 2], rel=1e-6)
+
+
 @pytest.mark.parametrize("tau", [0.0, 1.0, -0.1, math.nan, "0.5", None])
 def test_pinball_refuses_a_level(tau):
     with pytest.raises(ValueError, match=r"\(0, 1\)"):

@@ -223,6 +223,31 @@ def test_network_is_a_frozen_copy_in_evaluation_mode():
     assert normalised.min() < 0, "the ReLU that follows wrote over the features"
 
 
+def test_an_operation_in_place_writes_over_no_features():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x):
+            return self.second(nn.functional.relu(self.first(x), inplace=True))
+
+    torch.manual_seed(0)
+    x, y, layers = *(z.float() for z in images()), InPlace()
+    alone = PerceptualLoss(layers, ["first"], **RGB)
+    beside = PerceptualLoss(layers, ["first"], ["second"], style_weight=0.0, **RGB)
+    assert alone.features(x)["first"].min() < 0
+    torch.testing.assert_close(beside(x, y), alone(x, y), rtol=0, atol=0)
+
+
+def test_terms_refuse_features_that_do_not_go_together():
+    one, other = torch.rand(4, 3, 5, 5), torch.rand(1, 3, 5, 5)
+    for term in (feature_distance, style_distance):
+        with pytest.raises(ValueError, match="allowed"):
+            term(one, other)
+        assert term(300 * one.half(), 0 * one.half()).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

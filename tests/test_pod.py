@@ -331,6 +331,13 @@ def test_gradients_against_finite_differences(name):
     assert gradgradcheck(lambda z: head(z, y), z.requires_grad_())
 
 
+def test_complement_entropy_refuses_what_is_no_class():
+    z, y, _ = sample()
+    for target in (y[:2], y.double(), y.tolist()):
+        with pytest.raises(ValueError, match="allowed"):
+            hypersphere.complement_entropy(z, target)
+
+
 @EACH
 def test_wrong_input_is_refused(name):
     head = hypersphere.head(name, 5, 8)

@@ -455,6 +455,8 @@ def test_profiles_give_every_loss_the_same_runs():
         ({"share": 0.2}, "share"),
         ({"dataset": "digit"}, "digits"),
         ({"model": "mpl"}, "mlp"),
+        ({"model": "airbench"}, "airbench"),
+        ({"batch_size": 64.5}, "whole number"),
         ({"batch_size": 1}, "batch_size"),
         ({"learning_rate": 0.0}, "learning_rate"),
     ],

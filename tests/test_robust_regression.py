@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from lossbook import results, sweep
+from lossbook import results, sweep, tasks
 from lossbook.losses import regression
 from lossbook.losses.regression import mad, tukey
 from lossbook.symbolic import robust_regression as derived
@@ -413,6 +413,8 @@ def test_a_run_is_reproducible_and_tells_the_losses_apart():
         for loss in ("squared", "tukey_held")
     }
     again = experiment.RobustRegression(loss="squared", **common).run(torch.device("cpu"))
+    forgetful = experiment.RobustRegression(loss="absolute", **common | dict(model="mlp_dropout", epochs=1))
+    assert len({tasks.row(forgetful)["angle_error"] for _ in range(2)}) == 1
     assert again == rows["squared"] and rows["squared"]["wrong_targets"] == round(0.3 * rows["squared"]["copies"])
     assert rows["tukey_held"]["angle_error"] < 0.5 * rows["squared"]["angle_error"]
     assert rows["squared"]["bias"] > 0.5 > 0.1 > abs(rows["tukey_held"]["bias"])
@@ -420,7 +422,16 @@ def test_a_run_is_reproducible_and_tells_the_losses_apart():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("loss", "tuky"), ("dataset", "wine"), ("model", "mpl"), ("corrupted", 0.5), ("views", 0), ("batch_size", 1)],
+    [
+        ("loss", "tuky"),
+        ("dataset", "wine"),
+        ("model", "mpl"),
+        ("corrupted", 0.5),
+        ("views", 0),
+        ("batch_size", 1),
+        ("epochs", 1.5),
+        ("model", "airbench"),
+    ],
 )
 def test_the_task_refuses(field, value):
     with pytest.raises(ValueError, match=str(value)):

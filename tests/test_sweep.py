@@ -100,6 +100,13 @@ def same_results(one, other):
         (dict(epochs=-1), "epochs=-1"),
         (dict(epochs=1.5), "epochs=1.5"),
         (dict(epochs="3"), "epochs='3'"),
+        (dict(learning_rates=["0.1"]), "learning_rate='0.1'"),
+        (
+            dict(experiment="airbench", profile="paper", dataset="cifar10", model="airbench", learning_rates=[1, 2]),
+            "out",
+        ),
+        (dict(experiment="loss_study", variant="sgd matched", losses=["kl_divergence(clip=0.5)"]), "no gradient"),
+        (dict(losses=[f"huber(delta=1{400 * '0'})"]), "(0, inf)"),
         (dict(out=5), "out=5"),
     ],
 )
@@ -410,6 +417,27 @@ def test_with_a_deadline_nothing_waits_for_a_worker(tmp_path, monkeypatch):
     assert len([first, *rows]) == 3 and not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_there_is_no_time_for_does_not_keep_the_rest_waiting(workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "VALUES_TOGETHER", {"cpu": 0, "cuda": 0})
+    stacks = sweep.stacks(small(tmp_path, **MANY).grid)
+    long = stacks[:2]  # as many as there are workers, and more
+    rows = [row for rows in sweep.trained(stacks[:4], workers, lambda stack: stack not in long) for row in rows]
+    assert {row["hash"] for row in rows} == {config.hash for stack in stacks[2:4] for config in stack}
+
+
+class Killed:
+    """A process that reads it from its pipe ends, as one does that the system kills."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_killed_process_is_told_in_words(tmp_path):
+    with pytest.raises(OSError, match="fewer --workers"):
+        list(sweep.trained([[Killed()], [Killed()]], 2))
+
+
 def test_expected_cost_is_measured_where_rows_are_there(tmp_path):
     plan = small(tmp_path)
     before, basis = sweep.expected_seconds(plan.grid[0], results.load("noisy_labels", tmp_path))
@@ -668,6 +696,8 @@ def test_paired_differences_by_hand():
     assert row["loss"] == "brier" and row["difference"] == pytest.approx(0.15) and row["n"] == 2
     assert row["half_width"] == pytest.approx(12.7062 * 0.05, rel=1e-4)
     assert row["p"] == row["p_holm"] == pytest.approx(2 / math.pi * math.atan(1 / 3))  # t = 3, one degree of freedom
+    diverged = pandas.DataFrame([("ce", 3, 0.7), ("brier", 3, math.nan)], columns=rows.columns)
+    pandas.testing.assert_frame_equal(results.paired_differences(pandas.concat([rows, diverged]), "ce", []), found)
 
 
 def test_equal_differences_are_no_evidence_by_rounding():

@@ -205,6 +205,9 @@ def test_divergence_is_recorded():
     row = train(Config(**{**SMALL, "epochs": 5}, optimiser="sgd", learning_rate=1e25), CPU)
     assert row["status"] == "diverged" and not math.isfinite(row["train_loss_curve"][-1])
     assert len(row["train_loss_curve"]) < 5
+    # in its last step, after which no loss is taken
+    row = train(Config(train_size=20, batch_size=18, epochs=1, optimiser="sgd", learning_rate=1e30), CPU)
+    assert row["status"] == "diverged" and math.isfinite(row["train_loss_curve"][-1])
 
 
 @pytest.mark.parametrize("hardware", [True, False])
@@ -475,6 +478,8 @@ def test_canonical_spelling_keeps_the_value(s, q):
         (dict(optimiser="adm"), "adam"),
         (dict(views=3), "1, 2, 6"),
         (dict(validation_share=1), "validation_share=1"),
+        (dict(validation_share=0.01, train_size=20, batch_size=18), "less than one of 20"),
+        (dict(views=2.0), "views=2.0"),
         (dict(learning_rate=-1e-3), "learning_rate=-0.001"),
         (dict(learning_rate=math.inf), "learning_rate=inf"),
         (dict(weight_decay=None), "weight_decay=None"),

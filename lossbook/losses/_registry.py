@@ -180,7 +180,7 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (B, C) against indices (B,) or distributions (B, C), reduced."""
-        if logits.ndim and logits.shape[-1] != self.num_classes:
+        if isinstance(logits, Tensor) and logits.ndim and logits.shape[-1] != self.num_classes:
             check_shapes(self.entry.name, logits, target)  # the shape as a whole comes first
             raise ValueError(
                 f"{self.entry.name}: logits have {logits.shape[-1]} classes, made for num_classes={self.num_classes}; "
@@ -209,8 +209,10 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     entry = lookup(name)
     if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"{name}: num_classes={num_classes!r} was given; allowed: an integer of at least 2")
-    for key in hyper:
+    for key, value in hyper.items():
         check_name(f"hyper-parameter of {name}", key, entry.defaults)
+        if isinstance(entry.defaults[key], bool) and not isinstance(value, bool):
+            raise ValueError(f"{name}: {key}={value!r} was given; allowed: True, False")
     loss = Loss(entry, num_classes, reduction, dict(hyper))
     try:  # a bad value is refused here, not in training
         loss(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.long))
@@ -233,7 +235,10 @@ def gradient_scale(spec: str, num_classes: int) -> float:
     with torch.inference_mode(False), torch.enable_grad():
         logits = torch.zeros(num_classes, num_classes, dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(loss(logits, torch.arange(num_classes)), logits)
-    return slope.norm(dim=-1).mean().item() / math.sqrt(1 - 1 / num_classes)
+    scale = slope.norm(dim=-1).mean().item() / math.sqrt(1 - 1 / num_classes)
+    if not scale:
+        raise ValueError(f"{spec} has no gradient at the uniform prediction, so that no rate matches its scale")
+    return scale
 
 
 def catalogue():

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.losses._registry import check_tensors, parse
+from lossbook.losses._registry import check_shapes, check_tensors, parse
 from lossbook.losses.likelihood import cross_entropy
 
 FIRST_DELTA = 0.05  # of the schedules that need a norm, before one epoch has measured it
@@ -131,6 +131,7 @@ def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(function)
     def term(features: Tensor, target: Tensor, centroids: Tensor, **hyper) -> Tensor:
+        check_tensors(function.__name__, features, target, centroids)
         _check(function.__name__, features, target, centroids.shape[-1])
         features = _wide(features)
         with torch.autocast(features.device.type, enabled=False):
@@ -196,7 +197,10 @@ def complement_entropy(logits: Tensor, target: Tensor) -> Tensor:
     logits (*batch, C), target indices (*batch). Returns (*batch), range [0, ln(C - 1)/(C - 1)]. Complement objective
     training (Chen et al. 2019) maximises it, in turns with cross-entropy. It does not depend on the logit of y.
     """
-    classes = logits.shape[-1]
+    check_shapes("complement_entropy", logits, target)
+    if target.is_floating_point():
+        raise ValueError(f"complement_entropy: target is {target.dtype}; allowed: class indices (integers)")
+    logits, classes = _wide(logits), logits.shape[-1]
     wrong = (target.unsqueeze(-1) + torch.arange(1, classes, device=target.device)) % classes
     log_p = torch.log_softmax(logits.gather(-1, wrong), -1)
     return -(log_p.exp() * log_p).sum(-1) / (classes - 1)

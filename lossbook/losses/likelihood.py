@@ -80,7 +80,8 @@ def kl_divergence(
         )
     if clip:
         log_p = torch.log_softmax(logits, -1).clamp_min(math.log(clip))
-        log_y = torch.log(distribution(target, logits)).clamp_min(math.log(clip))
+        # clipped twice: before, so that the slope in a target of zero is a number; after, for a clip beyond float32
+        log_y = distribution(target, logits).clamp_min(clip).log().clamp_min(math.log(clip))
         weight = log_y.exp() if direction == "forward" else -log_p.exp()
         divergence = (weight * (log_y - log_p)).sum(-1)
     else:

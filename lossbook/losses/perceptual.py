@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lossbook.checks import check_name, check_range
+from lossbook.losses._registry import WIDE
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -34,7 +35,9 @@ def feature_distance(x: Tensor, y: Tensor) -> Tensor:
 
     x, y (B, C, H, W). Returns (B,), range [0, inf). Gradient in x: 2 (x - y) / (C H W). Convex in the features x.
     """
-    return (x - y).square().flatten(1).mean(1)
+    if x.shape != y.shape:
+        raise ValueError(f"feature_distance: shapes {tuple(x.shape)} and {tuple(y.shape)} were given; allowed: equal")
+    return (_wide(x) - _wide(y)).square().flatten(1).mean(1)
 
 
 def style_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -43,7 +46,16 @@ def style_distance(x: Tensor, y: Tensor) -> Tensor:
     x, y (B, C, H, W), of one C; H and W may differ. Returns (B,), range [0, inf). Gradient in x:
     4 (G(x) - G(y)) F / (C H W). Not convex in the features x: -x has the same Gram matrix.
     """
-    return (gram_matrix(x) - gram_matrix(y)).square().flatten(1).sum(1)
+    if x.shape[:2] != y.shape[:2]:
+        raise ValueError(
+            f"style_distance: shapes {tuple(x.shape)} and {tuple(y.shape)} were given; allowed: of one batch and as "
+            "many channels"
+        )
+    return (gram_matrix(_wide(x)) - gram_matrix(_wide(y))).square().flatten(1).sum(1)
+
+
+def _wide(features: Tensor) -> Tensor:
+    return features if features.dtype in WIDE else features.float()
 
 
 def _up_to(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
@@ -51,14 +63,14 @@ def _up_to(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in network.parameters()):
         network.float()
-    for module in network.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False  # it would write over the features of the layer before it
     traced = fx.symbolic_trace(network)
     calls = {node.target: node for node in traced.graph.nodes if node.op == "call_module"}
     for layer in layers:
         check_name("layer", layer, calls)
     traced.graph.erase_node(next(node for node in traced.graph.nodes if node.op == "output"))
+    for layer in layers:  # kept apart: what comes after may write over them in place
+        with traced.graph.inserting_after(calls[layer]):
+            calls[layer] = traced.graph.call_method("clone", (calls[layer],))
     traced.graph.output(tuple(calls[layer] for layer in layers))
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()

@@ -26,9 +26,10 @@ from lossbook.losses._registry import distribution, expected, register
 def poisson(logits: Tensor, target: Tensor, *, epsilon: float = 0.0) -> Tensor:
     """(1/C) Σ_k (p_k - y_k ln(p_k + ε)), which is (1 + cross_entropy) / C at ε = 0
 
-    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [1/C, inf).
-    Gradient in z at ε = 0: (p - y) / C. Strictly proper, convex in z, unbounded. The ε of Keras takes all three away:
-    for a class y the gradient is multiplied by p_y / (p_y + ε), so that examples with p_y far below ε are ignored.
+    logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [1/C, inf) at
+    ε = 0, else [(1 - ln(1 + ε))/C, (1 - ln ε)/C]. Gradient in z at ε = 0: (p - y) / C. Strictly proper, convex in z,
+    unbounded. The ε of Keras takes all three away: for a class y the gradient is multiplied by p_y / (p_y + ε), so
+    that examples with p_y far below ε are ignored.
     """
     log_p = torch.log_softmax(logits, -1)
     if epsilon:

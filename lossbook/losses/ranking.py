@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lossbook.checks import check_name
+from lossbook.losses._registry import check_tensors
 
 MEASURES = ("average_precision", "ndcg")
 LEAF = 2**13  # pairs of a block up to which one vectorised scan of all is faster than dividing on, on a CPU
@@ -152,6 +153,7 @@ def _(info, in_dims, scores: Tensor, relevant: Tensor, measure: str, leaf: float
 
 def _hinge(scores: Tensor, relevant: Tensor, measure: str, leaf: float) -> Tensor:
     check_name("measure", measure, MEASURES)
+    check_tensors(f"{measure}_hinge", scores, relevant)
     if not scores.is_floating_point() or scores.ndim < 1 or scores.shape[-1] < 1:
         raise ValueError(
             f"{measure}_hinge: scores are {scores.dtype} of shape {tuple(scores.shape)}; "

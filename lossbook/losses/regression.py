@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from lossbook.checks import check_range
+from lossbook.losses._registry import check_tensors
 
 MAD_CONSISTENCY = 1.482602218505602  # 1/Φ⁻¹(3/4): what makes the MAD of a Gaussian its standard deviation
 
 
 def _pair(name: str, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Prediction and target of one shape (batch,) or (batch, outputs), in float32 or wider."""
+    check_tensors(name, prediction, target)
     good = prediction.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
     if not good or prediction.shape != target.shape or prediction.ndim not in (1, 2):
         raise ValueError(
@@ -41,7 +43,9 @@ def pinball(prediction: Tensor, target: Tensor, *, tau: float = 0.5) -> Tensor:
     check_range("pinball: tau", tau, "(0, 1)")
     prediction, target = _pair("pinball", prediction, target)
     r = prediction - target
-    return _per_example(((1 - 2 * tau) * r + r.abs()) / 2)
+    # a product a side: what is left of one when two are added has lost the digits of a τ near 0 or 1
+    beside = torch.where(r < 0, -tau * r, (0.5 - tau) * r)
+    return _per_example(torch.where(r > 0, (1 - tau) * r, beside))
 
 
 def mad(residual: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lossbook.checks import check_range
-from lossbook.losses._registry import create, expected, one_minus_exp, register
+from lossbook.losses._registry import check_tensors, create, expected, one_minus_exp, register
 
 CAP = 10.0  # of cross-entropy / k; e^10 = 22026 is a gradient that still fits into float16
 
@@ -72,6 +72,7 @@ def rooted_bounded(logits: Tensor, target: Tensor, *, k: float = 3.0, m: float =
 
 def surprise_of_margin(name: str, margin: Tensor, **hyper: float) -> Tensor:
     """ln(1 + e^{-u}) in float32 or wider. Every step on margins is elementwise, so autocast leaves it alone."""
+    check_tensors(name, margin)
     if not margin.is_floating_point():
         raise ValueError(f"{name}: margins are {margin.dtype}; allowed: floating point, of any shape")
     for key, value in hyper.items():

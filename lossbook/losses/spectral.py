@@ -309,10 +309,10 @@ def fourier(
 
 
 def _check_pad(pad: object, permutation_seed: object) -> None:
-    if not isinstance(permutation_seed, int) or permutation_seed < 0:
-        raise ValueError(f"fourier: permutation_seed={permutation_seed!r} was given; allowed: an integer >= 0")
-    if not isinstance(pad, int) or pad < 0:
-        raise ValueError(f"fourier: pad={pad!r} was given; allowed: an integer >= 0, the empty points to add")
+    for what, value in (("permutation_seed", permutation_seed), ("pad", pad)):
+        # from 2^53 on torch.compile would round it
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+            raise ValueError(f"fourier: {what}={value!r} was given; allowed: an integer >= 0, below 2^53")
 
 
 def _hashable(placement):

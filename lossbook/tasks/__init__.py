@@ -14,15 +14,16 @@ from __future__ import annotations
 import pkgutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from lossbook.checks import check_range, check_whole
-from lossbook.training import arithmetic, configuration_hash, default_device, provenance
+from lossbook import data, models
+from lossbook.checks import check_name, check_range, check_whole
+from lossbook.training import arithmetic, configuration_hash, default_device, derived_seed, provenance
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 TUNING_SEED = 1000  # of the runs that choose learning rates; no run of a grid has it
@@ -48,6 +49,9 @@ class Task:
     seed: int = 0
 
     def __post_init__(self):
+        for field in fields(self):
+            if field.type == "int":  # annotations are strings; its range is checked where the field is
+                check_whole(field.name, getattr(self, field.name), "(-inf, inf)")
         check_range("learning_rate", self.learning_rate, "(0, inf)")
         check_whole("seed", self.seed, "[0, inf)")
 
@@ -75,6 +79,12 @@ class Runs:
 
     grid: tuple[Task, ...]
     tuning: tuple[Task, ...] = ()
+
+
+def check_network(model: str, dataset: str) -> None:
+    """Refuse a network that does not take these images, and airbench, whose first layer `training` alone prepares."""
+    check_name("model", model, [name for name in models.MODELS if name != "airbench"])
+    models.check(model, data.SETS[dataset].input_shape)
 
 
 def batches(positions: Tensor, size: int, order: torch.Generator) -> tuple[Tensor, ...]:
@@ -106,7 +116,8 @@ def row(task: Task) -> dict[str, object]:
     """Run a task and return its row: the configuration, results, wall time of all of `run`, and provenance."""
     device = default_device()
     begin = time.perf_counter()
-    with arithmetic("exact", device):
+    with arithmetic("exact", device), torch.random.fork_rng():
+        torch.manual_seed(derived_seed("dropout", task.seed))  # dropout takes torch's own generator
         found = task.run(device)
     seconds = time.perf_counter() - begin
     return {

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lossbook import data, losses, models
 from lossbook.checks import check_fields
-from lossbook.tasks import Runs, Task, batches, one_epoch
+from lossbook.tasks import Runs, Task, batches, check_network, one_epoch
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "mlp")
@@ -59,9 +59,10 @@ class Ranking(Task):
         super().__post_init__()
         check_fields(
             self,
-            dict(dataset=data.NAMES, model=models.MODELS, loss=LOSSES),
+            dict(dataset=data.NAMES, loss=LOSSES),
             dict(share="(0, 0.1]", epochs="[1, inf)", batch_size="[2, inf)"),
         )
+        check_network(self.model, self.dataset)
 
     @property
     def rare(self) -> int:

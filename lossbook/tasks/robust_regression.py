@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from lossbook import data, losses, models
 from lossbook.checks import check_fields
 from lossbook.losses import regression
-from lossbook.tasks import TUNING_SEED, Runs, Task, batches, one_epoch
+from lossbook.tasks import TUNING_SEED, Runs, Task, batches, check_network, one_epoch
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "mlp")
@@ -72,9 +72,10 @@ class RobustRegression(Task):
         super().__post_init__()
         check_fields(
             self,
-            dict(dataset=data.SETS, model=models.MODELS, loss=LOSSES),
+            dict(dataset=data.SETS, loss=LOSSES),
             dict(corrupted="[0, 0.5)", views="[1, inf)", epochs="[1, inf)", batch_size="[2, inf)"),
         )
+        check_network(self.model, self.dataset)
 
     def run(self, device: torch.device) -> dict[str, object]:
         """angle_error (degrees) and shift_error (pixels): mean absolute angle and mean distance, on the test set.
