@@ -366,10 +366,10 @@ def arithmetic(mode: str, device: torch.device):
     """How a run computes.
 
     On the CPU with one thread: a sum has one order, so the same configuration gives the same row (in a stack of the
-    same size, which the row states), and runs go side by side. LOSSBOOK_THREADS gives more threads to a run that is long and alone. Numbers below 1e-38 are flushed to zero
-    there: arithmetic on them is many times slower. In bfloat16 attention goes by its formula: the gradient of the
-    fused kernel takes ten times as long there. On a GPU "exact" means float32 without TF32 and deterministic kernels,
-    "fast" the kernels that prove fastest.
+    same size, which the row states), and runs go side by side. LOSSBOOK_THREADS gives more threads to a run that is
+    long and alone. Numbers below 1e-38 are flushed to zero there: arithmetic on them is many times slower. In bfloat16
+    attention goes by its formula: the gradient of the fused kernel takes ten times as long there. On a GPU "exact"
+    means float32 without TF32 and deterministic kernels, "fast" the kernels that prove fastest.
     """
     if device.type == "cpu":
         before = torch.get_num_threads(), torch.get_float32_matmul_precision()
