@@ -221,15 +221,48 @@ def test_verdict_a_stronger_network_on_cifar10_changes_nothing(labels):
 
 
 def test_verdict_robust_losses_gain_more(labels):
-    """At 60 % symmetric noise GCE and SCE beat every Fourier order, at 80 % SCE does, on both data sets."""
+    """At 60 % symmetric noise GCE, SCE and JS beat every Fourier order, at 80 % SCE does, on both data sets."""
     noisy = labels[(labels["setting"] == "symmetric 60 %") & (labels["model"] == "mlp")]
     means = noisy.groupby(["dataset", "loss"])["test_accuracy"].mean().unstack()
     spectral = [loss for loss in means if loss.startswith("fourier")]
-    assert (means[["gce", "sce"]].min(axis=1) > means[spectral].max(axis=1)).all()
+    assert (means[["gce", "sce", "js"]].min(axis=1) > means[spectral].max(axis=1)).all()
     noisier = labels[(labels["setting"] == "symmetric 80 %") & (labels["model"] == "mlp")]
     means = noisier.groupby(["dataset", "loss"])["test_accuracy"].mean().unstack()
-    assert (means["sce"] - means.drop(columns="sce").max(axis=1) > 0.04).all()
+    assert (means["sce"] - means.drop(columns="sce").max(axis=1) > 0.03).all()
+    assert (means["sce"] - means.drop(columns=["sce", "bootstrap_hard"]).max(axis=1) > 0.04).all()
     assert means.loc["mnist", ["mae", "nce_rce"]].max() < 0.15  # some classes are never predicted
+
+
+def test_verdict_hard_bootstrapping_gains_but_for_one_setting(labels):
+    """Ahead of cross-entropy at the same rate in every setting with wrong labels but one, where it fails."""
+    wide = labels[labels["model"] == "mlp"]
+    assert wide[wide["loss"].isin(["bootstrap_hard", "cross_entropy"])]["learning_rate"].nunique() == 1
+    table = against(wide, "cross_entropy").set_index(["loss", "dataset", "setting"])
+    table = table.loc["bootstrap_hard"]
+    fails = ("fashion_mnist", "symmetric 80 %")
+    wrong = table.drop([fails, *((dataset, "clean") for dataset in SETS)])
+    assert len(wrong) == 13 and (wrong["difference"] > wrong["half_width"]).all()
+    assert (table.xs("clean", level="setting")["difference"].abs() < 0.1).all()
+    assert table.loc[fails, "difference"] + table.loc[fails, "half_width"] < -5
+
+
+def test_verdict_the_convex_rooted_loss_bears_confusions_and_no_symmetric_noise(labels):
+    """At equal rates it is ahead of cross-entropy under pair and ring noise; the bounded form loses under ring."""
+    rows = results.published("noisy_labels").query(
+        "dataset == 'mnist' and model == 'mlp' and learning_rate == 0.001 and noise_rate > 0.3 and seed < 5"
+    )
+    rows = rows[(rows["noise_kind"] != "asymmetric") & rows["loss"].isin(["cross_entropy", "rooted_logistic"])]
+    equal = against(rows.assign(setting=figures.setting_names), "cross_entropy", ["setting"]).set_index("setting")
+    assert given(equal.loc["pair 40 %"]) == "2.0 ± 0.4" and given(equal.loc["ring 40 %"]) == "0.6 ± 0.3"
+    assert given(equal.loc["symmetric 40 %"]) == "-0.4 ± 0.2" and given(equal.loc["symmetric 60 %"]) == "-0.9 ± 0.5"
+    wide = labels[labels["model"] == "mlp"]
+    rates = wide[wide["loss"].isin(["cross_entropy", "rooted_logistic"])].groupby("dataset")["learning_rate"].unique()
+    assert list(rates["fashion_mnist"]) == [0.003] and len(rates["mnist"]) == 2
+    table = against(wide, "cross_entropy").set_index(["dataset", "loss", "setting"]).sort_index()
+    fashion, bounded = table.loc["fashion_mnist", "rooted_logistic"], table.loc["mnist", "rooted_bounded"]
+    assert given(fashion.loc["pair 40 %"]) == "1.5 ± 0.4" and given(fashion.loc["ring 40 %"]) == "0.7 ± 0.2"
+    assert fashion.loc[[f"symmetric {rate} %" for rate in (20, 40, 60)], "difference"].between(-0.3, 0).all()
+    assert given(bounded.loc["symmetric 20 %"]) == "0.8 ± 0.2" and given(bounded.loc["ring 40 %"]) == "-2.1 ± 0.5"
 
 
 def test_verdict_gains_on_noisy_images_are_not_fourier():
