@@ -685,6 +685,16 @@ def test_every_loss_has_a_gradient_scale(name):
     assert math.isfinite(losses.gradient_scale(name, 5)) and losses.gradient_scale(name, 5) > 0
 
 
+@pytest.mark.parametrize("spec", ["rooted_bounded(k=1e-6)", "gce(q=1e-30)", "js(pi=1e-30)", "rooted_logistic(k=1e-30)"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [0.0, 10.0, 16.0, 30.0, 1e4])
+def test_least_hyper_parameters_are_finite_in_every_precision(spec, dtype, size):
+    z = torch.tensor([[size, 0, 0, 0, 0], [-size, 0, 0, 0, 0]], dtype=dtype, requires_grad=True)
+    value = losses.create(spec, 5, reduction="none")(z, torch.zeros(2, dtype=torch.long))
+    (slope,) = torch.autograd.grad(value.sum(), z)
+    assert value.isfinite().all() and slope.isfinite().all()
+
+
 @pytest.mark.parametrize("spec", ["sce", "nce_rce", "kl_divergence(clip=1e-3)", "js", "cross_entropy", "brier"])
 def test_gradient_in_a_target_with_zeros_is_a_number(spec):
     z, target = torch.randn(3, 4), torch.eye(4)[:3].requires_grad_()

@@ -58,7 +58,7 @@ def rooted_logistic(logits: Tensor, target: Tensor, *, k: float = 3.0) -> Tensor
     convex=False,
     smooth=True,
     source="rooted (arXiv 2310.03890), the loss of its released code",
-    ranges={"k": "[1e-30, 1e30]", "m": "[1e-30, 1e30]"},
+    ranges={"k": "[1e-6, 1e30]", "m": "[1e-30, 1e30]"},  # the slope holds m/k times what rounding leaves of 1 - p_y
 )
 def rooted_bounded(logits: Tensor, target: Tensor, *, k: float = 3.0, m: float = 3.0) -> Tensor:
     """Σ_j y_j m (1 - p_j^{1/k}): bounded rooted loss; with m = k it is `gce` at q = 1/k
