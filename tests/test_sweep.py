@@ -103,7 +103,7 @@ def same_results(one, other):
         (dict(learning_rates=["0.1"]), "learning_rate='0.1'"),
         (
             dict(experiment="airbench", profile="paper", dataset="cifar10", model="airbench", learning_rates=[1, 2]),
-            "out",
+            "holds no images out",
         ),
         (dict(experiment="loss_study", variant="sgd matched", losses=["kl_divergence(clip=0.5)"]), "no gradient"),
         (dict(losses=[f"huber(delta=1{400 * '0'})"]), "(0, inf)"),

@@ -109,8 +109,9 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
 
 def check_tensors(name: str, *given: object) -> None:
     """Refuse what is no tensor."""
-    if not all(isinstance(value, Tensor) for value in given):
-        raise ValueError(f"{name}: {', '.join(type(v).__name__ for v in given)} were given; allowed: torch tensors")
+    for value in given:
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name}: {', '.join(type(v).__name__ for v in given)} were given; allowed: torch tensors")
 
 
 def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
@@ -128,6 +129,11 @@ def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
             f"{tuple(shape)}; allowed: class indices (integers) of shape {tuple(shape[:-1])} "
             f"or distributions (floating point) of shape {tuple(shape)}"
         )
+
+
+def wide(values: Tensor) -> Tensor:
+    """Half precision raised to float32."""
+    return values if values.dtype in WIDE else values.float()
 
 
 def names() -> list[str]:

@@ -131,7 +131,7 @@ def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(function)
     def term(features: Tensor, target: Tensor, centroids: Tensor, **hyper) -> Tensor:
-        check_tensors(function.__name__, features, target, centroids)
+        check_tensors(function.__name__, centroids)
         _check(function.__name__, features, target, centroids.shape[-1])
         features = _wide(features)
         with torch.autocast(features.device.type, enabled=False):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lossbook.checks import check_name, check_range
-from lossbook.losses._registry import WIDE
+from lossbook.losses._registry import wide
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def feature_distance(x: Tensor, y: Tensor) -> Tensor:
     """
     if x.shape != y.shape:
         raise ValueError(f"feature_distance: shapes {tuple(x.shape)} and {tuple(y.shape)} were given; allowed: equal")
-    return (_wide(x) - _wide(y)).square().flatten(1).mean(1)
+    return (wide(x) - wide(y)).square().flatten(1).mean(1)
 
 
 def style_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -51,11 +51,7 @@ def style_distance(x: Tensor, y: Tensor) -> Tensor:
             f"style_distance: shapes {tuple(x.shape)} and {tuple(y.shape)} were given; allowed: of one batch and as "
             "many channels"
         )
-    return (gram_matrix(_wide(x)) - gram_matrix(_wide(y))).square().flatten(1).sum(1)
-
-
-def _wide(features: Tensor) -> Tensor:
-    return features if features.dtype in WIDE else features.float()
+    return (gram_matrix(wide(x)) - gram_matrix(wide(y))).square().flatten(1).sum(1)
 
 
 def _up_to(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lossbook.losses._registry import expected, one_minus_exp, register
 
-LOG_OF_ZERO = math.log(1e-4)  # what the SCE and APL code put for ln 0 in the reverse cross-entropy
+FOR_ZERO = 1e-4  # what the SCE and APL code put for 0 under the logarithm in the reverse cross-entropy
+LOG_OF_ZERO = math.log(FOR_ZERO)
 
 
 @register(
@@ -34,7 +35,7 @@ def gce(logits: Tensor, target: Tensor, *, q: float = 0.7) -> Tensor:
 def reverse_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
     """-Σ_k p_k ln y_k with ln 0 := ln 1e-4; for a class y it is -ln(1e-4) (1 - p_y), half of `mae` times 9.21."""
     if target.is_floating_point():
-        log_y = target.clamp_min(math.exp(LOG_OF_ZERO)).log()  # so that the slope in a target of zero is a number
+        log_y = target.clamp_min(FOR_ZERO).log()  # so that the slope in a target of zero is a number
         return -(log_p.exp() * log_y).sum(-1)
     return -LOG_OF_ZERO * one_minus_exp(expected(log_p, target))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.losses._registry import WIDE, check_tensors, distribution, reduced, register
+from lossbook.losses._registry import check_tensors, distribution, reduced, register, wide
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
@@ -334,5 +334,4 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
         raise ValueError(
             f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes"
         )
-    u = x - y if x.dtype in WIDE else x.float() - y.float()
-    return _by_fft(u, tuple(x.shape[x.ndim - dims :]), s, symbol).sqrt()
+    return _by_fft(wide(x) - wide(y), tuple(x.shape[x.ndim - dims :]), s, symbol).sqrt()

@@ -53,7 +53,7 @@ class Task:
             if field.type == "int":  # annotations are strings; its range is checked where the field is
                 check_whole(field.name, getattr(self, field.name), "(-inf, inf)")
         check_range("learning_rate", self.learning_rate, "(0, inf)")
-        check_whole("seed", self.seed, "[0, inf)")
+        check_range("seed", self.seed, "[0, inf)")
 
     @property
     def hash(self) -> str:
