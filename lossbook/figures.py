@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import textwrap
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ LOOKS = {
     "label_smoothing": Look("label smoothing", "#949494", "--", "s"),
     "brier": Look("Brier", "#0173b2", "-", "D"),
     "rps": Look("ranked probability", "#56b4e9", "--", "v"),
-    "fourier(s=0.5)": Look("Fourier s = 1/2", "#ece133", "-", "<"),
+    "fourier(s=0.5)": Look("Fourier s = 1/2", "#c9b21a", "-", "<"),
     "fourier": Look("Fourier s = 1", "#d55e00", "-", "^"),
     "fourier(s=2)": Look("Fourier s = 2", "#de8f05", "--", ">"),
     "fourier(placement='permuted')": Look("Fourier s = 1, permuted", "#d55e00", ":", "x"),
@@ -52,7 +53,7 @@ LOOKS = {
     "rooted_logistic": Look("rooted, convex, k = 3", "#d55e00", "-", ">"),
     "rooted_logistic(k=8)": Look("rooted, convex, k = 8", "#ca9161", "-", "v"),
     "rooted_bounded(k=2, m=2)": Look("rooted, bounded, k = 2", "#029e73", "--", "P"),
-    "rooted_bounded": Look("rooted, bounded, k = 3", "#0173b2", "--", "X"),
+    "rooted_bounded": Look("rooted, bounded, k = 3", "#56b4e9", "--", "X"),
     "rooted_bounded(k=8, m=8)": Look("rooted, bounded, k = 8", "#cc78bc", "--", "h"),
     "bootstrap_soft": Look("soft bootstrap", "#949494", "-", "*"),
     "bootstrap_hard": Look("hard bootstrap", "#949494", "--", "*"),
@@ -61,7 +62,7 @@ LOOKS = {
     "log_cosh": Look("log-cosh", "#0173b2", ":", "d"),
     "hinge": Look("hinge", "#029e73", ":", "s"),
     "squared_hinge": Look("squared hinge", "#029e73", "-.", "d"),
-    "categorical_hinge": Look("categorical hinge", "#ece133", "-.", "D"),
+    "categorical_hinge": Look("categorical hinge", "#c9b21a", "-.", "D"),
 }
 
 
@@ -177,22 +178,36 @@ def title(*names: str) -> str:
     return ", ".join(TITLES.get(name, name) for name in names)
 
 
+def seeds_text(rows: pandas.DataFrame, *by: str) -> str:
+    """The number of seeds of each data set and `by` as a caption says it: "5", or "10 (iris, wine), 5 (digits)"."""
+    return _by_dataset(rows.groupby(["dataset", *by])["seed"].nunique())
+
+
+def _by_dataset(values: pandas.Series) -> str:
+    """Whole numbers, indexed by data set: one where all agree, else with the names of the sets that have it."""
+    names = {}
+    for name, here in values.groupby("dataset", sort=False):
+        low, high = int(here.min()), int(here.max())
+        names.setdefault(f"{low}" if low == high else f"{low} to {high}", []).append(name)
+    return ", ".join(f"{n} ({title(*sets)})" if len(names) > 1 else n for n, sets in names.items())
+
+
 def runs_text(rows: pandas.DataFrame) -> str:
     """What a caption must say of the runs: epochs, number of seeds, what the intervals are."""
-    epochs = "/".join(f"{n:.0f}" for n in sorted(rows["epochs"].unique()))
-    keys = [key for key in ("dataset", "model", "loss", "noise_kind", "noise_rate", "setting") if key in rows]
-    seeds = rows.groupby(keys)["seed"].nunique()
-    n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    epochs = _by_dataset(rows.set_index("dataset")["epochs"])
+    keys = ("model", "loss", "noise_kind", "noise_rate", "setting")
+    n = seeds_text(rows, *(key for key in keys if key in rows))
     return f"Last of {epochs} epochs. Points are means, bars 95 % t-intervals over n = {n} seeds."
 
 
-def _with_intervals(axis, x, groups, loss: str, scale: float = 100.0) -> None:
+def _with_intervals(axis, x, groups, loss: str) -> None:
+    """A line of percentages: the means of groups of shares, with their intervals."""
     summary = [results.interval(values) for values in groups]
     drawn = look(loss)
     axis.errorbar(
         x,
-        [scale * mean for mean, _, _ in summary],
-        yerr=[scale * half for _, half, _ in summary],
+        [100 * mean for mean, _, _ in summary],
+        yerr=[100 * half for _, half, _ in summary],
         color=drawn.colour,
         linestyle=drawn.line,
         marker=drawn.marker,
@@ -213,8 +228,8 @@ def accuracy_by_rate(rows: pandas.DataFrame, kind: str = "symmetric") -> Figure:
     )
     for (dataset, model), column in zip(settings, axes.T, strict=True):
         here = rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
-        low = 100 * here.groupby(["loss", "noise_rate"])["test_accuracy"].mean().min() - 3
         for axis, group in zip(column, groups, strict=True):
+            low = 100 * here[here["loss"].isin(group)].groupby(["loss", "noise_rate"])["test_accuracy"].mean().min() - 3
             for loss in group:
                 by_rate = here[here["loss"] == loss].groupby("noise_rate")["test_accuracy"]
                 rates = list(by_rate.groups)
@@ -227,7 +242,7 @@ def accuracy_by_rate(rows: pandas.DataFrame, kind: str = "symmetric") -> Figure:
         axis.set_ylabel("test accuracy (%)")
     for axis in axes[:, -1]:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    caption(figure, f"Test accuracy under {kind} label noise. {runs_text(rows)}")
+    caption(figure, f"Test accuracy under {kind} label noise. {runs_text(rows)} A bar may leave the frame.")
     return figure
 
 
@@ -255,13 +270,13 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
         column[0].set_title(title(dataset, model))
         column[-1].set_xlabel("epoch")
     axes[0, 0].set_ylabel("test accuracy (%)")
-    axes[1, 0].set_ylabel("wrong labels memorised (%)")
+    axes[1, 0].set_ylabel("wrong labels\nmemorised (%)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Lines are means, bands").split(". ", 1)[1]
     caption(
         figure,
         f"Training with {100 * rate:.0f} % {kind} label noise. Memorised: share of the wrong labels (among "
-        f"at most 5000 training examples) that the network predicts. {text}",
+        f"at most 5000 training examples) that the network predicts. Lines may begin below the frame. {text}",
     )
     return figure
 
@@ -271,52 +286,57 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
 
     rows  with a column `setting`; without one the noise is the setting
 
-    The scale ends at twice the farthest mean, not before 30 points: an interval may be cut, a mean never.
+    The scale ends at twice the farthest mean, between 30 and 100 points: an interval may be cut, a mean never.
     """
     if "setting" not in rows:
         rows = rows.assign(setting=setting_names(rows))
     table = results.paired_differences(rows, baseline, ["dataset", "model", "setting"])
     order = [loss for loss in losses or LOOKS if loss != baseline and (table["loss"] == loss).any()]
-    limit = max(30, 200 * table["difference"].abs().max())
-    settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"])["setting"]))
-    settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric"), name))
-    size = (
-        3.6 + max(3.2, 1.2 * len(settings)),
-        1.4 + max(0.26, 0.06 * table.groupby(["dataset", "model"]).ngroups) * len(order),
-    )
-    figure, axes = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
     sources = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
-    for axis, setting in zip(axes[0], settings, strict=True):
-        for number, (dataset, model) in enumerate(sources):
-            here = table[(table["setting"] == setting) & (table["dataset"] == dataset) & (table["model"] == model)]
-            here = here.set_index("loss").reindex(order)
-            step = min(0.22, 0.8 / len(sources))
-            height = numpy.arange(len(order)) + step * (number - (len(sources) - 1) / 2)
-            axis.errorbar(
+    limit = min(100, max(30, 200 * table["difference"].abs().max()))
+    settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"], kind="stable")["setting"]))
+    settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric")))
+    lines = 1 if len(settings) <= 5 else 2
+    columns = math.ceil(len(settings) / lines)
+    width, height = 3.2 + max(3.2, 1.4 * columns), 0.3 + max(0.22, 0.06 * len(sources)) * len(order)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(width, 1.1 + lines * height), sharey=True, squeeze=False, gridspec_kw=dict(wspace=0.04)
+    )
+    for axis in axes.flat[len(settings) :]:
+        axis.set_visible(False)
+    named = {}
+    for axis, setting in zip(axes.flat, settings, strict=False):
+        there = table[table["setting"] == setting].set_index(["dataset", "model"])
+        present = [source for source in sources if source in there.index]
+        step = min(0.22, 0.8 / len(present))
+        for place, source in enumerate(present):
+            here, number = there.loc[[source]].set_index("loss").reindex(order), sources.index(source)
+            named[title(*source)] = axis.errorbar(
                 100 * here["difference"],
-                height,
+                numpy.arange(len(order)) + step * (place - (len(present) - 1) / 2),
                 xerr=100 * here["half_width"],
                 fmt="os^DvPX*"[number % 8],
                 color=seaborn.color_palette("colorblind")[(0, 1, 2, 4, 7, 3, 5, 9)[number % 8]],
-                label=title(dataset, model),
                 capsize=1.5,
                 elinewidth=0.9,
                 markersize=3.5,
             )
         axis.axvline(0, color="#444444", linewidth=0.8)
-        axis.set_xscale("symlog", linthresh=1)  # most differences are within a point, a few losses fail by tens
-        axis.set_xticks([-10, 0, 10], ["−10", "0", "10"])
-        axis.set_xticks([-30, -3, -1, 1, 3, 30], minor=True)  # unlabelled: a narrow panel has no room for it
+        # most differences are within a point, a few losses fail by tens
+        axis.set_xscale("symlog", linthresh=1, linscale=0.6)
+        axis.set_xticks([-10, -1, 1, 10], ["−10", "−1", "1", "10"], fontsize=7)
+        axis.set_xticks([-100, -30, -3, 3, 30, 100], minor=True)  # unlabelled: a narrow panel has no room for it
         axis.autoscale(axis="x")  # anew, on this scale
         low, high = axis.get_xlim()
         axis.set_xlim(max(min(low, -10), -limit), min(max(high, 10), limit))
         axis.set_title(setting)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
     axes[0, 0].set_ylim(len(order) - 0.3, -0.7)  # the first at the top, in all panels
-    axes[0, len(settings) // 2].set_xlabel(f"test accuracy less that of {look(baseline).label} (points)")
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    middle = 0.5 if columns % 2 else -0.02  # of the panels, seen from the one that has the label
+    axes[-1, columns // 2].set_xlabel(f"test accuracy less that of {look(baseline).label} (points)", x=middle)
+    axes[0, -1].legend(named.values(), named, loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Points are mean differences over shared seeds, bars")
-    caption(figure, f"{text} The scale is linear from -1 to 1 and logarithmic beyond, with ticks at 1, 3, 10 and 30.")
+    caption(figure, f"{text} The scale is linear from -1 to 1 and logarithmic beyond; ticks at 1, 3, 10, 30 and 100.")
     return figure
 
 
@@ -340,7 +360,7 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
     rows = rows[rows["image_noise"] == "none"]
     settings = list(dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)))
     kinds = list(dict.fromkeys(name.split()[0] for name in rows["panel_noise"].iloc[0]))
-    units = {"gaussian": "noise, standard deviation", "salt_pepper": "share of pixels", "blur": "blur (pixels)"}
+    units = {"gaussian": "standard deviation", "salt_pepper": "share of pixels", "blur": "standard deviation (pixels)"}
     shown = [loss for loss in LOOKS if (rows["loss"] == loss).any()]
     figure, axes = plt.subplots(
         len(settings),
@@ -354,15 +374,18 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
         names = list(here["panel_noise"].iloc[0])
         for axis, kind in zip(line, kinds, strict=True):
             chosen = [i for i, name in enumerate(names) if name.split()[0] == kind]
-            levels = [0.0, *(float(names[i].split()[1]) for i in chosen)]
-            for loss in shown:
+            levels = numpy.array([0.0, *(float(names[i].split()[1]) for i in chosen)])
+            for number, loss in enumerate(shown):
                 runs = here[here["loss"] == loss]
                 panel = numpy.stack(runs["panel_accuracy"])
-                _with_intervals(axis, levels, [runs["test_accuracy"], *(panel[:, i] for i in chosen)], loss)
+                apart = 0.009 * levels[-1] * (number - (len(shown) - 1) / 2)  # so that no bar hides another
+                _with_intervals(axis, levels + apart, [runs["test_accuracy"], *(panel[:, i] for i in chosen)], loss)
             axis.set_xlabel(units[kind])
+        line[0].set_ylim(top=min(line[0].get_ylim()[1], 100.5))
         line[0].set_ylabel(f"{title(dataset)}\ntest accuracy (%)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axis, kind in zip(axes[0], kinds, strict=True):
         axis.set_title({"gaussian": "Gaussian noise", "salt_pepper": "salt and pepper", "blur": "blur"}[kind])
-    caption(figure, f"Trained on clean images, tested on noisy ones ({title(settings[0][1])}). {runs_text(rows)}")
+    trained = f"Trained on clean images, tested on noisy ones ({title(settings[0][1])})"
+    caption(figure, f"{trained}; losses are set apart sideways. {runs_text(rows)} A bar may leave the frame.")
     return figure

@@ -717,6 +717,14 @@ def test_two_rows_of_a_setting_and_seed_are_refused():
         results.paired_differences(table(["ce", "brier"]), "ce", [])
 
 
+def test_a_caption_names_the_data_sets_where_their_seeds_differ():
+    rows = [("iris", loss, seed) for loss in ("ce", "brier") for seed in range(10)]
+    rows += [("mnist", "ce", 0), ("mnist", "ce", 1), ("mnist", "brier", 0)]
+    rows = pandas.DataFrame(rows, columns=["dataset", "loss", "seed"])
+    assert figures.seeds_text(rows, "loss") == "10 (iris), 1 to 2 (MNIST)"
+    assert figures.seeds_text(rows[rows["dataset"] == "iris"], "loss") == "10"
+
+
 def test_a_figure_of_differences_cuts_intervals_and_never_means():
     accuracy = {"cross_entropy": (0.95, 0.95), "brier": (0.1, 0.3), "mae": (0.94, 0.95)}
     rows = [(loss, seed, value) for loss, values in accuracy.items() for seed, value in enumerate(values)]
