@@ -24,7 +24,7 @@ if unknown := set(config) - {"profile"}:
     raise WorkflowError(f"--config {', '.join(sorted(unknown))}: unknown; the only setting is profile=...")
 
 
-def results(pattern):
+def executed(pattern):
     """Where the executed copies of the notebooks go that match a pattern."""
     return [f"build/{notebook}" for notebook in sorted(glob(f"notebooks/{pattern}.ipynb", recursive=True))]
 
@@ -56,15 +56,15 @@ def cores(wildcards):
 
 rule all:
     input:
-        results("derivations/*"),
-        results("experiments/*"),
-        results("figures/*"),
-        results("00_start_here"),
+        executed("derivations/*"),
+        executed("experiments/*"),
+        executed("figures/*"),
+        executed("00_start_here"),
 
 
 rule derivations:
     input:
-        results("derivations/*"),
+        executed("derivations/*"),
 
 
 # A copy has another name until it is complete, and stays under it where a cell fails. One thread a process: results
@@ -140,5 +140,5 @@ use rule derivation as start_here with:
 
 
 onstart:
-    total, profile = len(results("**/*")), config["profile"]
+    total, profile = len(executed("**/*")), config["profile"]
     print(f"Running what has changed of {total} notebooks, profile {profile}; a line as each is done.", flush=True)

@@ -9,6 +9,7 @@ in place of images.
 import functools
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +40,10 @@ class Spec:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """``(channels, height, width)`` of one image as a network sees it, ``(features,)`` of a table."""
-        return _channels_first(self.image)
-
-
-def _channels_first(image: tuple[int, ...]) -> tuple[int, ...]:
-    if len(image) == 1:
-        return image
-    height, width, *channels = image
-    return (channels[0] if channels else 1, height, width)
+        if len(self.image) == 1:
+            return self.image
+        height, width, *channels = self.image
+        return (channels[0] if channels else 1, height, width)
 
 
 _TEN = tuple("0123456789")
@@ -97,16 +94,15 @@ class Dataset:
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
-    class_names: tuple[str, ...]
 
     @property
     def num_classes(self) -> int:
-        return len(self.class_names)
+        return len(spec(self.name).classes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """``(channels, height, width)`` of one image as a network sees it, ``(features,)`` of a table."""
-        return _channels_first(self.x_train.shape[1:])
+        return spec(self.name).input_shape
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
@@ -136,13 +132,12 @@ def load(name: str, root: str | os.PathLike | None = None) -> Dataset:
     ``name`` is one of ``NAMES`` or ``TABLES``; ``root`` is explained in ``data_root``. ValueError for an unknown name;
     DataError for a damaged file, and for a missing one that cannot be downloaded.
     """
-    classes = spec(name).classes
     if spec(name).torchvision is None:
-        arrays = _digits() if name == "digits" else _table(name)
+        arrays = _carried(name)
     else:
         path = data_root(root) / f"{name}.npz"
         arrays = _read(name, path) if path.is_file() else _download(name, path)
-    return Dataset(name=name, class_names=classes, **arrays)
+    return Dataset(name, **arrays)
 
 
 @functools.lru_cache(maxsize=4)
@@ -157,25 +152,15 @@ def load_with_statistics(name: str) -> tuple[Dataset, tuple[float, ...] | np.nda
     return loaded, *channel_statistics(loaded.x_train)
 
 
-def _digits() -> dict[str, np.ndarray]:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    x, y = load_digits(return_X_y=True)
-    x = np.rint(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    x_train, x_test, y_train, y_test = train_test_split(
-        x, y.astype(np.uint8), test_size=SETS["digits"].test, stratify=y, random_state=0
-    )
-    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-
-
-def _table(name: str) -> dict[str, np.ndarray]:
+def _carried(name: str) -> dict[str, np.ndarray]:
+    """A set that comes with scikit-learn: a table, or the digits, whose 17 grey levels are spread over 0 to 255."""
     import sklearn.datasets
     from sklearn.model_selection import train_test_split
 
     x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    x = np.rint(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8) if name == "digits" else x.astype(np.float32)
     x_train, x_test, y_train, y_test = train_test_split(
-        x.astype(np.float32), y.astype(np.uint8), test_size=TABLES[name].test, stratify=y, random_state=0
+        x, y.astype(np.uint8), test_size=spec(name).test, stratify=y, random_state=0
     )
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
@@ -285,26 +270,15 @@ def channel_statistics(x_train: np.ndarray) -> tuple[tuple[float, ...], tuple[fl
     return tuple(means), tuple(deviations)
 
 
-def standardise(
-    images: np.ndarray | torch.Tensor,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-) -> torch.Tensor:
+def standardise(images: np.ndarray | torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Images as float32 NCHW, with the mean of each channel subtracted and divided by its deviation.
 
-    ``images`` is uint8 NHW or NHWC, or already a float tensor NCHW in [0, 1] (images with noise, say).
-    ``mean`` and ``std`` are those of ``channel_statistics``. They are given for test images and for tensors;
-    left out, they are taken from ``images``, which must then be the uint8 training images.
+    ``images`` is uint8 NHW or NHWC, or already a float tensor NCHW in [0, 1] (images with noise, say). ``mean`` and
+    ``std`` are those of the training images, as ``channel_statistics`` gives them.
     """
-    if (mean is None) != (std is None):
-        raise ValueError("mean and std go together: give both, or neither")
     x = images if isinstance(images, torch.Tensor) else to_tensor(images)
     if x.ndim != 4 or not x.is_floating_point():
         raise ValueError(f"a tensor of images must be float and NCHW, got {x.dtype} of shape {tuple(x.shape)}")
-    if mean is None:
-        if isinstance(images, torch.Tensor):
-            raise ValueError("mean and std of the training images must be given for a tensor of images")
-        mean, std = channel_statistics(images)
     if not len(mean) == len(std) == x.shape[1]:
         raise ValueError(f"{x.shape[1]} channels need as many means and deviations, got {len(mean)}, {len(std)}")
     if not min(std) > 0:

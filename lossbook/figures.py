@@ -217,44 +217,41 @@ def _with_intervals(axis, x, groups, loss: str) -> None:
     )
 
 
-def accuracy_by_rate(rows: pandas.DataFrame, kind: str = "symmetric") -> Figure:
-    """Test accuracy against the rate of wrong labels: a column a data set and network, a row a group of losses."""
-    rows = rows[rows["noise_kind"].isin([kind, "none"])]
-    settings = list(dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)))
+def accuracy_by_rate(rows: pandas.DataFrame) -> Figure:
+    """Test accuracy against the rate of symmetric noise: a column a data set and network, a row a group of losses."""
+    rows = rows[rows["noise_kind"].isin(["symmetric", "none"])]
+    settings = list(rows.groupby(["dataset", "model"], sort=False))
     groups = [[loss for loss in group if (rows["loss"] == loss).any()] for group in GROUPS]
     groups = [group for group in groups if len(group) > 2] or groups[:1]
     figure, axes = plt.subplots(
         len(groups), len(settings), figsize=(1.6 + 2.6 * len(settings), 0.6 + 2.3 * len(groups)), squeeze=False
     )
-    for (dataset, model), column in zip(settings, axes.T, strict=True):
-        here = rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
+    for (names, here), column in zip(settings, axes.T, strict=True):
         for axis, group in zip(column, groups, strict=True):
             low = 100 * here[here["loss"].isin(group)].groupby(["loss", "noise_rate"])["test_accuracy"].mean().min() - 3
             for loss in group:
                 by_rate = here[here["loss"] == loss].groupby("noise_rate")["test_accuracy"]
-                rates = list(by_rate.groups)
-                _with_intervals(axis, [100 * r for r in rates], [by_rate.get_group(r) for r in rates], loss)
+                _with_intervals(axis, [100 * rate for rate in by_rate.groups], [runs for _, runs in by_rate], loss)
             axis.set_ylim(low, min(axis.get_ylim()[1], 100.5))
             axis.set_xticks([100 * r for r in sorted(here["noise_rate"].unique())])
-        column[0].set_title(title(dataset, model))
+        column[0].set_title(title(*names))
         column[-1].set_xlabel("wrong labels (%)")
     for axis in axes[:, 0]:
         axis.set_ylabel("test accuracy (%)")
     for axis in axes[:, -1]:
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    caption(figure, f"Test accuracy under {kind} label noise. {runs_text(rows)} A bar may leave the frame.")
+    caption(figure, f"Test accuracy under symmetric label noise. {runs_text(rows)} A bar may leave the frame.")
     return figure
 
 
 def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 0.4) -> Figure:
     """Epoch by epoch: test accuracy, and the share of wrong training labels that the network has learnt by heart."""
     rows = rows[(rows["noise_kind"] == kind) & (rows["noise_rate"] == rate) & (rows["status"] == "done")]
-    settings = list(dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)))
+    settings = list(rows.groupby(["dataset", "model"], sort=False))
     shown = ("cross_entropy", "brier", "fourier", "fourier(placement='permuted')", "fourier(s=2)", "mae", "gce")
     shown = [loss for loss in shown if (rows["loss"] == loss).any()]
     figure, axes = plt.subplots(2, len(settings), figsize=(1.8 + 2.5 * len(settings), 4.4), squeeze=False, sharex="col")
-    for (dataset, model), column in zip(settings, axes.T, strict=True):
-        here = rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
+    for (names, here), column in zip(settings, axes.T, strict=True):
         for loss in shown:
             for axis, curve in zip(column, ("test_accuracy_curve", "memorised_curve"), strict=True):
                 curves = 100 * numpy.stack(here.loc[here["loss"] == loss, curve])
@@ -267,7 +264,7 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
         lowest = min(curve[len(curve) // 5 :].min() for curve in curves)  # the first fifth may start below the frame
         column[0].set_ylim(100 * lowest - 2, min(column[0].get_ylim()[1], 100.5))
         column[1].set_ylim(0, min(column[1].get_ylim()[1], 100.5))
-        column[0].set_title(title(dataset, model))
+        column[0].set_title(title(*names))
         column[-1].set_xlabel("epoch")
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("wrong labels\nmemorised (%)")
@@ -358,7 +355,7 @@ def setting_names(rows: pandas.DataFrame) -> pandas.Series:
 def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
     """Networks trained on clean images, tested on noisy ones: a row a data set, a column a kind of noise."""
     rows = rows[rows["image_noise"] == "none"]
-    settings = list(dict.fromkeys(zip(rows["dataset"], rows["model"], strict=True)))
+    settings = list(rows.groupby(["dataset", "model"], sort=False))
     kinds = list(dict.fromkeys(name.split()[0] for name in rows["panel_noise"].iloc[0]))
     units = {"gaussian": "standard deviation", "salt_pepper": "share of pixels", "blur": "standard deviation (pixels)"}
     shown = [loss for loss in LOOKS if (rows["loss"] == loss).any()]
@@ -369,23 +366,22 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
         squeeze=False,
         sharey="row",
     )
-    for (dataset, model), line in zip(settings, axes, strict=True):
-        here = rows[(rows["dataset"] == dataset) & (rows["model"] == model)]
-        names = list(here["panel_noise"].iloc[0])
+    for ((dataset, _), here), line in zip(settings, axes, strict=True):
+        panel = results.panel_rows(here)
         for axis, kind in zip(line, kinds, strict=True):
-            chosen = [i for i, name in enumerate(names) if name.split()[0] == kind]
-            levels = numpy.array([0.0, *(float(names[i].split()[1]) for i in chosen)])
             for number, loss in enumerate(shown):
-                runs = here[here["loss"] == loss]
-                panel = numpy.stack(runs["panel_accuracy"])
+                clean = here.loc[here["loss"] == loss, "test_accuracy"]
+                by_level = panel[(panel["loss"] == loss) & (panel["damage"] == kind)].groupby("level")["test_accuracy"]
+                levels = numpy.array([0.0, *by_level.groups])
                 apart = 0.009 * levels[-1] * (number - (len(shown) - 1) / 2)  # so that no bar hides another
-                _with_intervals(axis, levels + apart, [runs["test_accuracy"], *(panel[:, i] for i in chosen)], loss)
+                _with_intervals(axis, levels + apart, [clean, *(runs for _, runs in by_level)], loss)
             axis.set_xlabel(units[kind])
         line[0].set_ylim(top=min(line[0].get_ylim()[1], 100.5))
         line[0].set_ylabel(f"{title(dataset)}\ntest accuracy (%)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axis, kind in zip(axes[0], kinds, strict=True):
         axis.set_title({"gaussian": "Gaussian noise", "salt_pepper": "salt and pepper", "blur": "blur"}[kind])
-    trained = f"Trained on clean images, tested on noisy ones ({title(settings[0][1])})"
+    network = title(rows["model"].iloc[0])
+    trained = f"Trained on clean images, tested on noisy ones ({network})"
     caption(figure, f"{trained}; losses are set apart sideways. {runs_text(rows)} A bar may leave the frame.")
     return figure

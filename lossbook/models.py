@@ -216,5 +216,5 @@ def create(name: str, input_shape: tuple[int, ...], num_classes: int, seed: int 
     """
     check(name, input_shape)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the generators of GPUs too
         return MODELS[name](input_shape, num_classes)

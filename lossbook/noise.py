@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from lossbook.checks import check_name, check_range
+from lossbook.checks import check_name, check_range, check_whole
 from lossbook.data import CHUNK
 
 LABEL_KINDS = ("none", "symmetric", "uniform", "pair", "ring", "asymmetric")
@@ -65,7 +65,7 @@ def transition_matrix(kind: str, rate: float, num_classes: int, dataset: str | N
     """
     check_name("label noise", kind, LABEL_KINDS)
     check_range("rate of label noise", rate, "[0, 1]")
-    check_range("num_classes of label noise", num_classes, "[2, inf)")
+    check_whole("num_classes of label noise", num_classes, "[2, inf)")
     identity = torch.eye(num_classes, dtype=torch.float64)
     if kind == "none":
         return identity
@@ -107,8 +107,7 @@ def flip_labels(
 
     ``labels`` are integers ``(n,)`` from 0 to ``num_classes`` - 1; returns a new tensor, int64 ``(n,)``, on
     their device. All randomness comes from ``generator``: the same seed gives the same noise, whatever was
-    drawn elsewhere. The draws are independent, so the realised rate scatters about the given one; see
-    ``realised_rate``.
+    drawn elsewhere. The draws are independent, so the realised rate scatters about the given one.
     """
     matrix = transition_matrix(kind, rate, num_classes, dataset)
     labels = _labels(labels, num_classes)
@@ -118,45 +117,17 @@ def flip_labels(
     return torch.multinomial(rows, 1, generator=generator).squeeze(1).to(labels.device)
 
 
-def realised_rate(labels: torch.Tensor | np.ndarray, noisy: torch.Tensor | np.ndarray) -> float:
-    """The share of labels that differ, in [0, 1]."""
-    labels, noisy = _both(labels, noisy)
-    return (labels != noisy).double().mean().item()
-
-
-def realised_matrix(
-    labels: torch.Tensor | np.ndarray, noisy: torch.Tensor | np.ndarray, num_classes: int
-) -> torch.Tensor:
-    """The frequencies that estimate T, float64 ``(num_classes, num_classes)``.
-
-    The row of a class without examples is NaN: nothing is known of it.
-    """
-    labels, noisy = _both(labels, noisy, num_classes)
-    cells = torch.bincount(labels * num_classes + noisy, minlength=num_classes**2)
-    counts = cells.view(num_classes, num_classes).double()
-    return counts / counts.sum(dim=1, keepdim=True)
-
-
-def _labels(labels: torch.Tensor | np.ndarray, num_classes: int | None = None) -> torch.Tensor:
+def _labels(labels: torch.Tensor | np.ndarray, num_classes: int) -> torch.Tensor:
     """Checked labels as a new int64 tensor."""
     labels = labels.clone() if isinstance(labels, torch.Tensor) else torch.tensor(labels)
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be integers (n,), got {labels.dtype} of shape {tuple(labels.shape)}")
     labels = labels.long()
-    if num_classes is not None and len(labels):
+    if len(labels):
         low, high = labels.min().item(), labels.max().item()
         if low < 0 or high >= num_classes:
             raise ValueError(f"labels must lie in 0 to {num_classes - 1}, got {low} to {high}")
     return labels
-
-
-def _both(
-    labels: torch.Tensor | np.ndarray, noisy: torch.Tensor | np.ndarray, num_classes: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    labels, noisy = _labels(labels, num_classes), _labels(noisy, num_classes)
-    if labels.shape != noisy.shape or not len(labels):
-        raise ValueError(f"labels and noisy labels must be equally many, got {len(labels)} and {len(noisy)}")
-    return labels, noisy
 
 
 def corrupt_images(images: torch.Tensor, kind: str, level: float, generator: torch.Generator | None) -> torch.Tensor:

@@ -89,7 +89,7 @@ def publish(experiment: str, datasets: list[str] | None = None, folder: str | Pa
     if datasets:
         for name in datasets:
             check_name(f"dataset with rows of {experiment}", name, sorted(rows["dataset"].unique()))
-        rows = rows[rows["dataset"].isin(datasets) | rows["hash"].isin(published(experiment)["hash"])]
+        rows = pandas.concat([rows[rows["dataset"].isin(datasets)], published(experiment)]).drop_duplicates("hash")
     order = ["dataset", "model", "noise_kind", "noise_rate", "image_noise", "image_level", "loss", "seed", "hash"]
     order = [column for column in order if column in rows]
     rows = rows.sort_values(order).reset_index(drop=True)

@@ -202,7 +202,7 @@ def create(name: str, input_shape: tuple[int, int, int], seed: int = 0) -> tuple
     """Generator and critic of a size by name for square images (channels, size, size), initialised from seed alone."""
     check_name("model", name, SIZES)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return Generator(input_shape, SIZES[name]), Critic(input_shape, SIZES[name])
 
 

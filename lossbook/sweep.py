@@ -97,7 +97,6 @@ class Grid:
     seeds: tuple[int, ...]
     epochs: int
     learning_rates: tuple[float, ...] = (1e-3,)
-    tuning_noise: tuple[str, float] = ("none", 0.0)
     matched: bool = False
     recipe: dict[str, object] = field(default_factory=dict)
 
@@ -402,7 +401,7 @@ def _classifiers(
         raise ValueError(
             f"learning_rates={list(rates)} were given, and {experiment} holds no images out to choose by; give one"
         )
-    tuning = [configure(loss, *grid.tuning_noise, rate, TUNING_SEED) for rate in rates for loss in grid.losses]
+    tuning = [configure(loss, "none", 0.0, rate, TUNING_SEED) for rate in rates for loss in grid.losses]
     runs = [
         configure(loss, kind, level, rates[0], seed)
         for seed in grid.seeds
@@ -616,7 +615,7 @@ def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:
 def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: float, what: str) -> None:
     """Train what is missing, as far as the deadline lets it; of the plan only experiment and folder are asked."""
     waiting = missing(plan, configs)
-    for name in {config.dataset for config in waiting} & set(data.NAMES):
+    for name in {name for config in waiting for name in config.data_sets} & set(data.NAMES):
         data.load(name)  # a missing or damaged file is met here, before any run
     if not waiting:
         return

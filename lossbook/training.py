@@ -157,6 +157,11 @@ class Config:
         return configuration_hash(self)
 
     @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The sets that the run reads."""
+        return (self.dataset,)
+
+    @property
     def group(self) -> Config | None:
         """What configurations have in common that can be trained together; None where this one has to be alone."""
         if self.model not in models.STACKABLE or self.augment != "none":
@@ -192,9 +197,9 @@ def _literal(value: object) -> str:
     return f"[{', '.join(map(_literal, value))}]" if isinstance(value, list | tuple) else repr(value)
 
 
-def generator(purpose: str, seed: int) -> torch.Generator:
+def generator(purpose: str, seed: int, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator of its own for each purpose: changing one source of chance leaves the others as they are."""
-    return torch.Generator().manual_seed(derived_seed(purpose, seed))
+    return torch.Generator(device).manual_seed(derived_seed(purpose, seed))
 
 
 def derived_seed(purpose: str, seed: int) -> int:
@@ -550,48 +555,52 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         if not going:
             break
     seconds = (time.perf_counter() - start) / len(configs)
-    judged = {}
-    for damage in splits[0].panel:  # each seed has its own damaged images, and each network sees those of its seed
-        parts = zip(*(split.panel[damage].split(PART) for split in splits), strict=True)
+    panel = {}
+    for kind, level in splits[0].panel:  # each seed has its own damaged images, and each network sees those of its seed
+        parts = zip(*(split.panel[kind, level].split(PART) for split in splits), strict=True)
         found = predict(forward, map(torch.stack, parts), shared.mode).argmax(-1)
-        judged[damage] = accuracy(found, splits[0].test_labels)
+        panel[f"{kind} {level:g}"] = accuracy(found, splits[0].test_labels).tolist()
     test_accuracy = [curve["test_accuracy"][-1] for curve in curves]
     if shared.views > 1:
         seen_often = logits_of(splits[0].test, views=shared.views).argmax(-1)
         test_accuracy = accuracy(seen_often, splits[0].test_labels).tolist()
-    whole = test_logits.isfinite().flatten(1).all(1).tolist()  # the last step may be the one that diverges
     parameters = sum(p.numel() for p in network.parameters()) // len(configs)
-    rows = []
-    for run, (config, split) in enumerate(zip(configs, splits, strict=True)):
-        curve, used = curves[run], torch.cat([split.train, split.validation])
-        nll, error = calibration(test_logits[run], splits[0].test_labels)
-        factor = losses.calibration_factor(config.loss)
-        rescaled = (math.nan, math.nan)
-        if factor is not None:
-            rescaled = calibration(factor * test_logits[run], splits[0].test_labels)
-        panel = {f"{kind} {level:g}": values[run].item() for (kind, level), values in judged.items()}
-        row = {
+    return [
+        {
             "hash": config.hash,
             **asdict(config),
-            "status": "done" if run in going and whole[run] else "diverged",
             "test_accuracy": test_accuracy[run],
-            "best_test_accuracy": max(curve["test_accuracy"]),
-            "validation_accuracy": curve["validation_accuracy"][-1],
-            "nll": nll,
-            "calibration_error": error,
-            "nll_rescaled": rescaled[0],
-            "calibration_error_rescaled": rescaled[1],
-            "realised_noise_rate": noise.realised_rate(split.clean[used].cpu(), split.labels[used].cpu()),
-            **{f"{name}_curve": values for name, values in curve.items()},
+            **_summary(config, split, curves[run], test_logits[run]),
             "panel_noise": list(panel),
-            "panel_accuracy": list(panel.values()),
+            "panel_accuracy": [shares[run] for shares in panel.values()],
             "parameters": parameters,
             "seconds": seconds,
-            "images_per_second": len(curve["train_loss"]) * steps * shared.batch_size / seconds,
+            "images_per_second": len(curves[run]["train_loss"]) * steps * shared.batch_size / seconds,
             **provenance(device, len(configs)),
         }
-        rows.append(row)
-    return rows
+        for run, (config, split) in enumerate(zip(configs, splits, strict=True))
+    ]
+
+
+def _summary(config: Config, split: Split, curves: dict[str, list[float]], logits: Tensor) -> dict[str, object]:
+    """What a row says of a run by its curves, and by its logits (n, C) of the test set after the last epoch."""
+    used = torch.cat([split.train, split.validation])
+    factor = losses.calibration_factor(config.loss)
+    nll, error = calibration(logits, split.test_labels)
+    nll_rescaled, error_rescaled = calibration(logits * (math.nan if factor is None else factor), split.test_labels)
+    # the last step may be the one that diverges
+    done = math.isfinite(curves["train_loss"][-1]) and bool(logits.isfinite().all())
+    return {
+        "status": "done" if done else "diverged",
+        "best_test_accuracy": max(curves["test_accuracy"]),
+        "validation_accuracy": curves["validation_accuracy"][-1],
+        "nll": nll,
+        "calibration_error": error,
+        "nll_rescaled": nll_rescaled,
+        "calibration_error_rescaled": error_rescaled,
+        "realised_noise_rate": (split.clean[used] != split.labels[used]).double().mean().item(),
+        **{f"{name}_curve": values for name, values in curves.items()},
+    }
 
 
 def _take(images: Tensor, positions: Tensor) -> Tensor:

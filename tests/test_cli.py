@@ -45,6 +45,14 @@ def test_run_and_publish(capsys, tmp_path):
     assert set(table["loss"]) == {"brier", "fourier(s=2)"}
 
 
+def test_publishing_a_data_set_leaves_the_rows_of_others(tmp_path):
+    for seconds in (1.0, 2.0):
+        for dataset in ("mnist", "cifar10"):
+            results.write_row({"hash": dataset, "dataset": dataset, "loss": "brier", "seconds": seconds}, "x")
+        results.publish("x", ["mnist"] if seconds == 2 else None)
+    assert results.published("x").set_index("dataset")["seconds"].to_dict() == {"mnist": 2.0, "cifar10": 1.0}
+
+
 @pytest.mark.parametrize(
     ("stop", "code", "said"), [(KeyboardInterrupt(), 130, "interrupted"), (OSError(28, "No space left"), 1, "No space")]
 )

@@ -446,6 +446,38 @@ def test_distance_takes_counts_and_changes_nothing_under_autocast():
         assert fourier_distance(x.double(), y.double()) == exact
 
 
+def test_distance_of_equal_distributions_has_gradient_zero():
+    x = torch.tensor([[1.0, 1, 1, 1], [2, 0, 1, 1]], requires_grad=True)
+    distance = fourier_distance(x, torch.ones(2, 4))
+    for value in (distance, distance.square()):
+        (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+        assert (gradient[0] == 0).all() and gradient[1].isfinite().all() and gradient[1].any()
+    assert fourier_distance(torch.tensor([math.nan, 1]), torch.ones(2)).isnan()
+
+
+def test_distance_compiled_for_several_grids_and_orders():
+    torch._dynamo.reset()
+    compiled = torch.compile(fourier_distance, fullgraph=True, backend="eager")
+    for points, s in itertools.product((8, 10, 12), (1.0, 1.5)):
+        x, y = torch.from_numpy(probabilities(points, points, 2)).view(2, points)
+        torch.testing.assert_close(compiled(x, y, s=s), fourier_distance(x, y, s=s))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it exports
+@pytest.mark.parametrize("classes", [7, 23])
+@pytest.mark.parametrize("soft", [False, True])
+def test_exported(classes, soft):
+    loss = losses.create("fourier(s=1.25)", classes)
+    y = torch.eye(classes)[:6] if soft else torch.arange(6)
+    z = torch.linspace(-1, 1, 6 * classes).view(6, classes)
+    torch.testing.assert_close(torch.export.export(loss, (z, y)).module()(z, y), loss(z, y))
+
+
+def test_weights_are_refused_where_the_loss_would_be_infinite():
+    with pytest.raises(ValueError, match="too large"):
+        losses.create("fourier(s=100, symbol='sin')", 12)
+
+
 KERNEL = """
 import torch
 from lossbook.losses import _kernel, spectral

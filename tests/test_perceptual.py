@@ -196,6 +196,11 @@ def test_autocast_changes_nothing():
 
 def test_a_half_precision_network_is_raised_to_float32():
     assert PerceptualLoss(network().half(), ["1"], **RGB)(*(z.half() for z in images())).dtype == torch.float32
+    loss, (x, y) = PerceptualLoss(network(), ["1"], **RGB), (1e4 * z.float() for z in images())
+    expected = loss(x, y)
+    halved = torch.nn.Sequential(loss).half()[0]  # as part of a model
+    assert halved(x, y).isfinite().all() and halved(x.half(), y).dtype == torch.float32
+    torch.testing.assert_close(halved(x, y), expected, rtol=1e-2, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles

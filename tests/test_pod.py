@@ -79,8 +79,8 @@ def test_repulsion_where_no_simplex_is_possible():
     ("call", "said"),
     [
         (lambda: hypersphere.simplex_centroids(10, 8), "repulsion_centroids"),
-        (lambda: hypersphere.simplex_centroids(1, 8), "at least 2"),
-        (lambda: hypersphere.simplex_centroids(3, 2.0), "integer"),
+        (lambda: hypersphere.simplex_centroids(1, 8), "[2, inf)"),
+        (lambda: hypersphere.simplex_centroids(3, 2.0), "whole number"),
         (lambda: hypersphere.repulsion_centroids(3, 2, steps=-1), "steps"),
         (lambda: hypersphere.head("pod", 10, 3), "centroids='repulsion'"),
         (lambda: hypersphere.head("arcfase", 10, 16), "arcface"),
@@ -90,8 +90,8 @@ def test_repulsion_where_no_simplex_is_possible():
         (lambda: hypersphere.head("pod(centroids='simplx')", 10, 16), "simplex"),
         (lambda: hypersphere.head("pod(decorrelation=-1)", 10, 16), "decorrelation"),
         (lambda: hypersphere.head("pedcc(power=0.5)", 10, 16), "power"),
-        (lambda: hypersphere.head("sphereface(margin=1.5)", 10, 16), "integer"),
-        (lambda: hypersphere.head("cross_entropy", 10, 0), "at least 1"),
+        (lambda: hypersphere.head("sphereface(margin=1.5)", 10, 16), "whole number"),
+        (lambda: hypersphere.head("cross_entropy", 10, 0), "[1, inf)"),
         (lambda: hypersphere.head("cross_entropy", 10, 16, seed="one"), "seed='one'"),
         (lambda: hypersphere.scheduled_delta("gone", 1), "growing"),
     ],
@@ -196,14 +196,17 @@ def test_pod_measures_its_delta_over_an_epoch():
 @given(seed=seeds)
 def test_decision_rule(seed):
     """Largest product, largest cosine and nearest centroid are one decision."""
-    z, _, a = sample(50, seed=seed)
-    chosen = hypersphere.nearest_centroid(z, a)
+    head = hypersphere.head("pod", 5, 8, seed=seed).double()
+    z, a = sample(50, seed=seed)[0], head.class_vectors()
+    chosen = head.predict(z)
     assert torch.equal(chosen, torch.cdist(z, a).argmin(1))
     assert torch.equal(chosen, F.cosine_similarity(z[:, None], a[None], dim=2).argmax(1))
 
 
 def test_complement_entropy():
     """Of equal wrong probabilities it is ln(C - 1)/(C - 1); and what Chen et al. define."""
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        hypersphere.complement_entropy(torch.zeros(2, 5), torch.tensor([5, -100]))
     z, y, _ = sample(20, 5, 5)
     p = torch.softmax(z, 1)
     q = (p / (1 - p.gather(1, y[:, None]))).scatter(1, y[:, None], 0)
@@ -321,6 +324,43 @@ def test_autocast_changes_nothing(name):
     expected, scores = outside(z.float(), y), outside.logits(z.float())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(inside(z.float(), y), expected) and torch.equal(inside.logits(z.float()), scores)
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_under_autocast_the_gradient_is_float32_too(name):
+    """The backward of what is compiled inside an autocast region is traced inside it, and products in bfloat16."""
+    torch._dynamo.reset()
+    z, y, _ = sample()
+    head, z = hypersphere.head(name, 5, 8).eval(), z.float().requires_grad_()
+    (exact,) = torch.autograd.grad(head(z, y), z)
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        value = compiled(z, y)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(torch.autograd.grad(value, z)[0], exact, rtol=1e-5, atol=1e-6)
+
+
+def test_the_delta_of_a_head_in_half_precision_is_that_of_float32():
+    """Their sum would stop growing in bfloat16, and overflow in float16."""
+    heads = [hypersphere.head("pod(delta='norm')", 5, 8).to(dtype) for dtype in (torch.float32, torch.half)]
+    z, y, _ = sample(100)
+    for head in heads:
+        for _ in range(1000):
+            head((30 * z).half(), y)
+    for head in heads:
+        head.end_epoch()
+    assert heads[1].delta == pytest.approx(heads[0].delta, rel=1e-3) and heads[0].delta > 30
+    heads[0].end_epoch()  # without a batch it stays
+    assert heads[0].delta > 30
+
+
+def test_making_a_head_leaves_all_generators_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    before = torch.get_rng_state()
+    hypersphere.head("arcface", 5, 8, seed=3)
+    models.create("mlp", (1, 8, 8), 10, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @EACH

@@ -81,7 +81,7 @@ def test_profiles_are_valid_paired_and_fair(profile):
         ("loss", "pod(delta='shrinking')", "growing"),
         ("loss", "squared_cosine(centroids='fixed')", "simplex"),
         ("dim", 8, "at least 9"),
-        ("dim", 0, "at least 1"),
+        ("dim", 0, r"\[1, inf\)"),
         ("batch_size", 1, "batch_size"),
         ("epochs", 0, "epochs"),
         ("epochs", 1.5, "whole number"),

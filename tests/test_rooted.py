@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossbook import losses
-from lossbook.losses.rooted import rooted
+from lossbook.losses.rooted import margin_loss, rooted
 from lossbook.symbolic import fourier_loss
 from lossbook.symbolic import rooted_logistic as derived
 
@@ -182,6 +182,15 @@ def test_margins_are_refused(function):
     for k in (0, -1.0, math.nan, math.inf, "2"):
         with pytest.raises(ValueError, match=f"{function.__name__}: k="):
             function(torch.zeros(3), k=k)
+
+
+def test_a_loss_of_the_margin_is_named_by_a_spec():
+    u = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    torch.testing.assert_close(margin_loss("logistic")(u), torch.nn.functional.softplus(-u))
+    torch.testing.assert_close(margin_loss("rooted_logistic(k=2)")(u), losses.rooted_logistic_binary(u, k=2))
+    for spec in ("logistic(k=2)", "rooted_logistic(q=2)", "rooted_logistic(k=0)", "brier"):
+        with pytest.raises(ValueError, match=r"given|unknown"):
+            margin_loss(spec)
 
 
 # --- calibration ---------------------------------------------------------------------------------------------

@@ -144,9 +144,8 @@ def test_the_power_as_written_overflows_where_ours_does_not():
 def test_fid_is_the_distance_of_two_gaussians():
     judge = rooted_gan.Judge("digits", "56789", 150, torch.device("cpu"))
     images = select("digits", "train", "01234")[:150]
-    features, real = judge.metrics["test"].inception, select("digits", "test", "56789")[:150]
-    with torch.no_grad():
-        one, other = (features(x).double().numpy() for x in (images, real))
+    real = select("digits", "test", "56789")[:150]
+    one, other = (judge.features(x).numpy() for x in (images, real))
     covariances = numpy.cov(one.T), numpy.cov(other.T)
     # of a product without full rank: the root of its eigenvalues, which cannot be negative
     root = numpy.sqrt(numpy.clip(scipy.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()
@@ -214,7 +213,7 @@ def test_divergence_is_recorded():
     ("change", "message"),
     [
         (dict(loss="rooted_logistic(k=0)"), "k=0"),
-        (dict(loss="brier"), "adversarial loss"),
+        (dict(loss="brier"), "loss of a margin"),
         (dict(classes=""), "allowed"),
         (dict(classes="x"), "class"),
         (dict(source="mnist"), "allowed"),

@@ -28,7 +28,7 @@ def without_provenance(row):
 
 @pytest.mark.parametrize("loss", CONVEX)
 def test_descent_reaches_the_optimum_of_scipy(loss):
-    rows, loss, penalty = training_rows(), rooted_linear.binary_loss(loss), 1e-2
+    rows, loss, penalty = training_rows(), rooted_linear.margin_loss(loss), 1e-2
 
     def value_and_gradient(weights):
         weights = torch.tensor(weights, requires_grad=True)
@@ -45,7 +45,7 @@ def test_descent_reaches_the_optimum_of_scipy(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_hessian_is_that_of_autograd(loss):
-    rows, loss = training_rows()[:40], rooted_linear.binary_loss(loss)
+    rows, loss = training_rows()[:40], rooted_linear.margin_loss(loss)
     weights = torch.linspace(-1, 1, rows.shape[1], dtype=torch.float64)
     wanted = torch.autograd.functional.hessian(
         lambda w: rooted_linear.objective(rows, loss, w[None], torch.tensor([0.1])).sum(), weights
@@ -63,11 +63,11 @@ def test_condition_at_zero_is_that_of_the_logistic_loss():
     rows = training_rows()
     zero = torch.zeros(rows.shape[1], dtype=torch.float64)
     found = [
-        rooted_linear.condition(rooted_linear.hessian(rows, rooted_linear.binary_loss(loss), zero, 0.0))
+        rooted_linear.condition(rooted_linear.hessian(rows, rooted_linear.margin_loss(loss), zero, 0.0))
         for loss in LOSSES
     ]
     assert found == pytest.approx([found[0]] * len(LOSSES), rel=1e-9)
-    curvatures = [rooted_linear.curvature(rooted_linear.binary_loss(f"rooted_logistic(k={k})")) for k in (1, 2, 3)]
+    curvatures = [rooted_linear.curvature(rooted_linear.margin_loss(f"rooted_logistic(k={k})")) for k in (1, 2, 3)]
     assert curvatures == pytest.approx([2 ** (1 / k) * (1 + 1 / k) / 4 for k in (1, 2, 3)])
 
 

@@ -8,7 +8,7 @@ import pandas
 import pytest
 import torch
 
-from lossbook import results, sweep
+from lossbook import data, results, sweep
 from lossbook.symbolic import focal_and_dice
 from lossbook.tasks import row
 from lossbook.tasks import segmentation as experiment
@@ -170,6 +170,17 @@ def test_profiles_give_every_loss_the_same_runs(profile):
 def test_smoke_profile_runs(tmp_path):
     plan = sweep.plan("segmentation", "smoke", losses=["bce", "dice"], seeds=[0], out=tmp_path)
     assert len(sweep.run(plan, workers=1)) == 2
+
+
+def test_the_set_of_the_backgrounds_is_looked_for_before_any_run(tmp_path, monkeypatch):
+    def load(name):
+        if name == "cifar10":
+            raise data.DataError("cifar10 is missing")
+
+    monkeypatch.setattr(data, "load", load)
+    with pytest.raises(data.DataError, match="cifar10"):
+        sweep.run(sweep.plan("segmentation", "smoke", "mnist", "fcn_small", out=tmp_path), workers=1)
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 @pytest.mark.parametrize(

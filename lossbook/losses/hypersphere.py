@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.losses._registry import check_shapes, check_tensors, parse
+from lossbook.losses._registry import check_shapes, check_tensors, parse, wide
 from lossbook.losses.likelihood import cross_entropy
 
 FIRST_DELTA = 0.05  # of the schedules that need a norm, before one epoch has measured it
@@ -64,8 +64,7 @@ def repulsion_centroids(num_classes: int, dim: int, seed: int = 0, steps: int = 
     velocity of the step before, and back onto the sphere. The released code takes 200 steps; that is too few.
     """
     _check_sizes("repulsion_centroids", num_classes, dim)
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"repulsion_centroids: steps={steps!r} was given; allowed: an integer >= 0")
+    check_whole("repulsion_centroids: steps", steps, "[0, inf)")
     random = torch.Generator().manual_seed(seed)
     u = F.normalize(torch.randn(num_classes, dim, generator=random, dtype=torch.float64))
     velocity = torch.zeros_like(u)
@@ -79,9 +78,8 @@ def repulsion_centroids(num_classes: int, dim: int, seed: int = 0, steps: int = 
 
 
 def _check_sizes(name: str, num_classes: int, dim: int) -> None:
-    for what, value, least in (("num_classes", num_classes, 2), ("dim", dim, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}: {what}={value!r} was given; allowed: an integer of at least {least}")
+    check_whole(f"{name}: num_classes", num_classes, "[2, inf)")
+    check_whole(f"{name}: dim", dim, "[1, inf)")
 
 
 # --- terms of the losses -------------------------------------------------------------------------------------
@@ -120,10 +118,14 @@ class _FromHalf(torch.autograd.Function):
         return gradient.clamp(-largest, largest).half()
 
 
-def _wide(features: Tensor) -> Tensor:
-    if features.dtype == torch.float16:
-        return _FromHalf.apply(features)
-    return features if features.dtype == torch.float64 else features.float()
+def _outside_autocast(function: Callable[..., Tensor], features: Tensor, *rest, **hyper) -> Tensor:
+    """function(features, ...), in float32 or wider."""
+    features = _FromHalf.apply(features) if features.dtype == torch.float16 else wide(features)
+    dtype, device = features.dtype, features.device.type
+    if torch.compiler.is_compiling() and torch.is_autocast_enabled(device):
+        features = features.double()  # compiled there, the backward of a product is taken in bfloat16; of float64 not
+    with torch.autocast(device, enabled=False):
+        return function(features, *rest, **hyper).to(dtype)
 
 
 def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -133,9 +135,7 @@ def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def term(features: Tensor, target: Tensor, centroids: Tensor, **hyper) -> Tensor:
         check_tensors(function.__name__, centroids)
         _check(function.__name__, features, target, centroids.shape[-1])
-        features = _wide(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return function(features, target.long(), centroids.to(features), **hyper)
+        return _outside_autocast(lambda z: function(z, target.long(), centroids.to(z), **hyper), features)
 
     return term
 
@@ -200,15 +200,12 @@ def complement_entropy(logits: Tensor, target: Tensor) -> Tensor:
     check_shapes("complement_entropy", logits, target)
     if target.is_floating_point():
         raise ValueError(f"complement_entropy: target is {target.dtype}; allowed: class indices (integers)")
-    logits, classes = _wide(logits), logits.shape[-1]
-    wrong = (target.unsqueeze(-1) + torch.arange(1, classes, device=target.device)) % classes
-    log_p = torch.log_softmax(logits.gather(-1, wrong), -1)
-    return -(log_p.exp() * log_p).sum(-1) / (classes - 1)
+    return _outside_autocast(_complement_entropy, logits, target.long().unsqueeze(-1))
 
 
-def nearest_centroid(features: Tensor, centroids: Tensor) -> Tensor:
-    """argmax_j z·a_j of features (*batch, D), indices (*batch): the largest cosine; the nearest, if of equal length."""
-    return (features @ centroids.to(features).mT).argmax(-1)
+def _complement_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    log_p = torch.log_softmax(logits.scatter(-1, label, -math.inf), -1)
+    return -(log_p.exp() * log_p.scatter(-1, label, 0.0)).sum(-1) / (logits.shape[-1] - 1)
 
 
 # Delta as the released code has had it, in the order of time: "zero" since October 2021, "norm" since May 2022,
@@ -245,7 +242,8 @@ def neural_collapse(features: Tensor, target: Tensor, num_classes: int) -> dict[
 
     ValueError where a class has no example.
     """
-    features, count = features.detach().double(), torch.bincount(target, minlength=num_classes)
+    features, target = features.detach().double(), target.long()
+    count = torch.bincount(target, minlength=num_classes)
     if len(count) > num_classes or not count.all():
         raise ValueError(
             f"neural_collapse: {count.tolist()} examples of a class; allowed: {num_classes} classes, none empty"
@@ -281,15 +279,11 @@ class Head(nn.Module):
         _check(type(self).__name__, features, target, self.dim)
         if features.ndim != 2 or not len(features):
             raise ValueError(f"features of shape {tuple(features.shape)} were given; allowed: (B, {self.dim}), B >= 1")
-        features = _wide(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.loss(features, target.long())
+        return _outside_autocast(self.loss, features, target.long())
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores (B, C), the largest of which is the decision; margins are of training only."""
-        features = _wide(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.scores(features)
+        return _outside_autocast(self.scores, features)
 
     def predict(self, features: Tensor) -> Tensor:
         """Class indices (B,)."""
@@ -406,7 +400,7 @@ class Pod(_Prototypes):
         check_range("pod: decorrelation", decorrelation, "[0, inf)")
         self.schedule, self.alpha, self.decorrelation = delta, alpha, decorrelation
         self.epochs_done, self.delta = 0, scheduled_delta(delta, 0)
-        self.register_buffer("norms", torch.zeros(2))  # their sum in this epoch, and their number
+        self.register_buffer("norms", torch.zeros(2))  # their sum in this epoch, and their number: see `_apply`
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         centroids = self.class_vectors()
@@ -420,11 +414,17 @@ class Pod(_Prototypes):
         return value
 
     def end_epoch(self) -> None:
-        """Set delta for the next epoch, from the norms seen in this one in training mode."""
+        """Set delta for the next epoch, from the norms of this one in training mode; without any it stays."""
         total, count = self.norms.tolist()
         self.epochs_done += 1
-        self.delta = scheduled_delta(self.schedule, self.epochs_done, total / max(count, 1), self.alpha)
+        if count:
+            self.delta = scheduled_delta(self.schedule, self.epochs_done, total / count, self.alpha)
         self.norms.zero_()
+
+    def _apply(self, *args, **kwargs):
+        super()._apply(*args, **kwargs)
+        self.norms = self.norms.float()  # in half precision their sum would stop growing, or overflow
+        return self
 
     def get_extra_state(self) -> dict[str, float]:
         """What `state_dict` has beside tensors; in numbers, so that a step on a GPU waits for none."""
@@ -496,8 +496,8 @@ class AmSoftmax(_Margin):
         centroids: str = "learned",
     ):  # fmt: skip
         super().__init__(num_classes, dim, seed, centroids)
-        check_range("am_softmax: scale", scale, "(0, inf)")
-        check_range("am_softmax: margin", margin, "[0, 2]")
+        check_range(f"{type(self).__name__}: scale", scale, "(0, inf)")
+        check_range(f"{type(self).__name__}: margin", margin, "[0, 2]")
         self.scale, self.margin = scale, margin
 
     def with_margin(self, cosine: Tensor) -> Tensor:
@@ -536,8 +536,7 @@ class SphereFace(_Margin):
         centroids: str = "learned",
     ):  # fmt: skip
         super().__init__(num_classes, dim, seed, centroids)
-        if not isinstance(margin, int) or margin < 1:
-            raise ValueError(f"sphereface: margin={margin!r} was given; allowed: an integer of at least 1")
+        check_whole("sphereface: margin", margin, "[1, inf)")
         self.margin, self.annealing, self.steps = margin, annealing, 0
 
     def with_margin(self, cosine: Tensor) -> Tensor:
@@ -551,7 +550,7 @@ class SphereFace(_Margin):
         index = target.unsqueeze(1)
         cosines = self.scores(features)
         cosines = cosines.scatter(1, index, self.with_margin(cosines.gather(1, index)))
-        self.steps += self.training
+        self.steps += self.training and self.annealing
         return cross_entropy(torch.linalg.vector_norm(features, dim=1, keepdim=True) * cosines, target).mean()
 
     def get_extra_state(self) -> dict[str, int]:
@@ -615,5 +614,5 @@ def head(spec: str, num_classes: int, dim: int, seed: int = 0) -> Head:
     for key in hyper:
         check_name(f"hyper-parameter of {name}", key, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the generators of GPUs too
         return HEADS[name](num_classes, dim, seed, **hyper)

@@ -127,6 +127,11 @@ class PerceptualLoss(nn.Module):
         self.register_buffer("mean", torch.tensor(list(mean), dtype=dtype).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(list(std), dtype=dtype).view(-1, 1, 1))
 
+    def _apply(self, *args, **kwargs) -> PerceptualLoss:
+        """A model that holds this loss may be halved as a whole; its network and images stay in float32."""
+        super()._apply(*args, **kwargs)
+        return self.float() if self.mean.dtype in (torch.float16, torch.bfloat16) else self
+
     def train(self, mode: bool = True) -> PerceptualLoss:
         """The network stays in evaluation mode: the loss of an image must not depend on the batch that it is in."""
         super().train(mode)

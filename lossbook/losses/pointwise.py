@@ -90,7 +90,7 @@ def hinge(logits: Tensor, target: Tensor) -> Tensor:
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range
     [1 - 1/C, 1 + 1/C]. Gradient in z for a class y: (2/C) p_y (p - e_y). A probability cannot pass a margin of 1:
-    the maximum never acts, and this is `mae` / C and a constant. Symmetric; on logits it would be another loss.
+    the maximum never acts, and for a class y this is `mae` / C and a constant. Symmetric; on logits another loss.
     """
     p_y = expected(torch.softmax(logits, -1), target)
     return 1 + (1 - 2 * p_y) / logits.shape[-1]

@@ -104,7 +104,7 @@ def tukey(prediction: Tensor, target: Tensor, *, c: float = 4.6851, scale: float
         check_range("tukey: scale", scale, "(0, inf)")
         s = torch.as_tensor(scale, dtype=r.dtype, device=r.device)
     limit = c * s
-    inside = r.abs() < limit
+    inside = ~(r.abs() >= limit)  # so that what is no number stays none, and is no outlier
     # Where an example is outside, or s = 0, the quotient is replaced before it is taken: no 0/0 in the backward pass.
     t = (torch.where(inside, r, 0) / torch.where(limit > 0, limit, 1)).square()
     rho = torch.where(inside, t * (3 - 3 * t + t * t), 1.0)  # 1 - (1 - t)³ without cancellation at small t

@@ -26,7 +26,7 @@ def gce(logits: Tensor, target: Tensor, *, q: float = 0.7) -> Tensor:
     """Σ_k y_k (1 - p_k^q) / q: generalised cross-entropy
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, 1/q].
-    Gradient in z for a class y: p_y^q (p - e_y). Limits: cross-entropy as q → 0, half of `mae` at q = 1.
+    Gradient in z for a class y: p_y^q (p - e_y). Limits: cross-entropy as q → 0, for a class half of `mae` at q = 1.
     The power is taken in the log domain, so the gradient lives for every p_y; no clamp cuts it off.
     """
     return expected(torch.log_softmax(logits, -1), target, lambda log_p: one_minus_exp(q * log_p)) / q
@@ -92,8 +92,8 @@ def js(logits: Tensor, target: Tensor, *, pi: float = 0.7) -> Tensor:
     """[π KL(y ‖ m) + (1 - π) KL(p ‖ m)] / -(1 - π) ln(1 - π), with m = π y + (1 - π) p
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, H(π)/Z] with
-    H the binary entropy and Z = -(1 - π) ln(1 - π). Limits: cross-entropy as π → 0, half of `mae` as π → 1.
-    For a class y it depends on p_y alone: off the class p_k / m_k = 1 / (1 - π).
+    H the binary entropy and Z = -(1 - π) ln(1 - π). Limits: cross-entropy as π → 0; for a class y
+    half of `mae` as π → 1. There it depends on p_y alone: off the class p_k / m_k = 1 / (1 - π).
     Gradient in z for a class y: p_y (p - e_y) ln((1 - π) p_y / m_y) / ln(1 - π).
     """
     log_p, scale = torch.log_softmax(logits, -1), (1 - pi) * math.log1p(-pi)

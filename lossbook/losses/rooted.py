@@ -8,14 +8,16 @@ between them at q = 0.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lossbook.checks import check_range
-from lossbook.losses._registry import check_tensors, create, expected, one_minus_exp, register
+from lossbook.checks import check_name, check_range
+from lossbook.losses._registry import check_tensors, create, expected, one_minus_exp, parse, register
 
 CAP = 10.0  # of cross-entropy / k; e^10 = 22026 is a gradient that still fits into float16
 
@@ -44,9 +46,9 @@ def rooted_logistic(logits: Tensor, target: Tensor, *, k: float = 3.0) -> Tensor
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
     Gradient in z for a class y: p_y^{-1/k} (p - e_y), so hard examples weigh more than in cross-entropy. Convex in
-    z; not proper: the risk is least at p_j ∝ η_j^{k/(k+1)}, see `calibration_factor`. Limits: 1/p_y - 1 at k = 1,
-    cross-entropy as k → ∞. Where -ln p_y > 10 k it goes on along its tangent, whose slope in -ln p_y is e^10: still
-    convex, once differentiable at the seam, and finite in every dtype.
+    z; not proper: the risk is least at p_j ∝ η_j^{k/(k+1)}, if every -ln p_j there is below 10 k, see
+    `calibration_factor`. Limits: 1/p_y - 1 at k = 1, cross-entropy as k → ∞. Where -ln p_y > 10 k it goes on along its
+    tangent, whose slope in -ln p_y is e^10: still convex, once differentiable at the seam, and finite in every dtype.
     """
     return expected(torch.log_softmax(logits, -1), target, lambda log_p: rooted(-log_p, k))
 
@@ -100,6 +102,28 @@ def rooted_bounded_binary(margin: Tensor, *, k: float = 3.0, m: float = 3.0) -> 
     return m * one_minus_exp(-surprise_of_margin("rooted_bounded_binary", margin, k=k, m=m) / k)
 
 
+BINARY = {
+    "logistic": lambda margin: surprise_of_margin("logistic", margin),
+    "rooted_logistic": rooted_logistic_binary,
+    "rooted_bounded": rooted_bounded_binary,
+}
+
+
+def margin_loss(spec: str) -> Callable[[Tensor], Tensor]:
+    """The loss at a margin u that a spec such as "rooted_logistic(k=2)" names; "logistic" is ln(1 + e^{-u})
+
+    ValueError for a name that is not in `BINARY`, an unknown hyper-parameter, or a value out of range.
+    """
+    name, hyper = parse(spec)
+    check_name("loss of a margin", name, BINARY)
+    loss = functools.partial(BINARY[name], **hyper)
+    try:
+        loss(torch.zeros(1))
+    except TypeError as error:
+        raise ValueError(f"loss {spec!r} was given; {error}") from error
+    return loss
+
+
 def calibration_factor(spec: str) -> float | None:
     """What logits trained with a loss must be multiplied by to give the true probabilities; None where nothing does.
 
@@ -108,8 +132,9 @@ def calibration_factor(spec: str) -> float | None:
     True at the optimum of the risk over all distributions; a network trained on a finite sample need not be there.
     1 for a loss that is proper at its defaults, which other hyper-parameters may undo. For the power family
     (1 - p^q) / q the optimum is p_j ∝ η_j^{1/(1-q)}, so the factor is 1 - q for q < 1: 1 + 1/k for
-    `rooted_logistic`, 1 - 1/k for `rooted_bounded` with k > 1. From q = 1 on the optimum is a one-hot vector, from
-    which no factor leads back. Of other losses none is known, which is None as well. ValueError as for `create`.
+    `rooted_logistic`, as long as no -ln p_j comes to 10 k, where its tangent begins; 1 - 1/k for `rooted_bounded` with
+    k > 1. From q = 1 on the optimum is a one-hot vector, from which no factor leads back. Of other losses none is
+    known, which is None as well. ValueError as for `create`.
     """
     loss = create(spec)
     hyper = loss.entry.defaults | loss.hyper

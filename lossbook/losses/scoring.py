@@ -54,9 +54,9 @@ def rps(logits: Tensor, target: Tensor) -> Tensor:
     Gradient in z: p * (g - p·g) with g_k = 2 Σ_{j>=k} (P_j - Y_j). Strictly proper; takes the classes as ordered.
     """
     error = torch.softmax(logits, -1) - distribution(target, logits)
-    # A triangular product instead of cumsum, which has no deterministic CUDA kernel in every supported torch. What is
-    # compiled has kernels of its own, and in an autocast region would take the backward of a product in bfloat16.
-    if torch.compiler.is_compiling():
+    # On a GPU a triangular product: cumsum has no deterministic CUDA kernel in every supported torch. What is compiled
+    # has kernels of its own, and in an autocast region would take the backward of a product in bfloat16.
+    if torch.compiler.is_compiling() or not error.is_cuda:
         return error.cumsum(-1)[..., :-1].square().sum(-1)
     cumulate = torch.ones(error.shape[-1], error.shape[-1] - 1, dtype=error.dtype, device=error.device).triu()
     return (error @ cumulate).square().sum(-1)

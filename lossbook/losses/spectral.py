@@ -92,7 +92,6 @@ def class_points(num_classes: int, placement="order", permutation_seed: int = 0)
     return points
 
 
-@functools.lru_cache(maxsize=64, typed=True)  # pad=1.0 is refused, whether pad=1 was there before or not
 def quadratic_form(
     num_classes: int,
     s: float = 1.0,
@@ -129,7 +128,10 @@ def _constant(function):
         # Made in a thread of its own, where no transform of torch.func and no inference mode of the caller is on: a
         # table made under one of them could not be used outside.
         with ThreadPoolExecutor(1) as pool:
-            made = pool.submit(function, dtype, device, *key).result()
+            return pool.submit(checked, dtype, device, *key).result()
+
+    def checked(dtype, device, *key) -> Tensor:
+        made = function(dtype, device, *key)
         if not made.isfinite().all():
             raise ValueError(f"fourier: {key} was given, which has weights too large for {dtype}; take a smaller s")
         return made
@@ -145,6 +147,7 @@ def _constant(function):
 
 @_constant
 def _root(dtype, device, *key) -> Tensor:
+    _hessian(dtype, device, *key)  # refuses weights of which the loss, their square, would be infinite
     return torch.from_numpy(_square_root(quadratic_form(*key))).to(dtype=dtype, device=device)
 
 
@@ -294,9 +297,9 @@ def fourier(
     reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
     classes, placement = logits.shape[-1], placement if isinstance(placement, str) else _hashable(placement)
-    if torch.compiler.is_compiling():  # the tables depend on these: to it constants, which a string makes of symbols
+    if torch.compiler.is_compiling():
         _check_pad(pad, permutation_seed)  # elsewhere asked where a table is made: a call that finds it there is faster
-        s, *whole = [float.fromhex(float(n).hex()) for n in (s, classes, pad, permutation_seed)]
+        s, *whole = _as_constants(s, classes, pad, permutation_seed)
         classes, pad, permutation_seed = [int(n) for n in whole]
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
         _check_pad(pad, permutation_seed)
@@ -306,6 +309,11 @@ def fourier(
     labels = target if logits.ndim == 2 else target.reshape(rows.shape if target.ndim == logits.ndim else -1)
     value = _by_form(rows, labels, reduction, classes, s, symbol, placement, pad, permutation_seed)
     return value if logits.ndim == 2 or reduction != "none" else value.view(logits.shape[:-1])
+
+
+def _as_constants(*numbers: float) -> list[float]:
+    """What tables depend on, constants to torch.compile: of its symbols a string makes them."""
+    return [float.fromhex(float(number).hex()) for number in numbers]
 
 
 def _check_pad(pad: object, permutation_seed: object) -> None:
@@ -326,7 +334,7 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
 
     x, y    (*batch, N_1, ..., N_dims), of equal total mass (the mass itself, k = 0, is not seen); half precision is
             raised to float32
-    returns (*batch). Not differentiable where x = y: train on its square.
+    returns (*batch). Where x = y it has a kink; the gradient there is zero, as that of its square.
     """
     check_tensors("fourier_distance", x, y)
     check_whole("fourier_distance: dims", dims, "[1, inf)")
@@ -334,4 +342,9 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
         raise ValueError(
             f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes"
         )
-    return _by_fft(wide(x) - wide(y), tuple(x.shape[x.ndim - dims :]), s, symbol).sqrt()
+    shape = tuple(x.shape[x.ndim - dims :])
+    if torch.compiler.is_compiling():
+        s, *whole = _as_constants(s, *shape)
+        shape = tuple([int(n) for n in whole])
+    squared = _by_fft(wide(x) - wide(y), shape, s, symbol)
+    return torch.where(squared == 0, 1, squared).sqrt() * (squared != 0)

@@ -67,12 +67,6 @@ def dice(
     return (2 * overlap + above) / (sum(a**power for a in p) + sum(b**power for b in g) + below)
 
 
-def intersection_over_union(p: Sequence[Expr], g: Sequence[Expr]) -> Expr:
-    """Σpg / (Σp + Σg - Σpg)."""
-    overlap = sum(a * b for a, b in zip(p, g, strict=True))
-    return overlap / (sum(p) + sum(g) - overlap)
-
-
 def vnet_gradient(p: Sequence[Expr], g: Sequence[Expr], j: int) -> Expr:
     """∂D/∂p_j = 2 [g_j (Σp² + Σg²) - 2 p_j Σpg] / (Σp² + Σg²)²."""
     overlap = sum(a * b for a, b in zip(p, g, strict=True))

@@ -14,11 +14,6 @@ k, c, s, epsilon = sympy.symbols("k c s epsilon", positive=True)
 mean_slope = Symbol("D", positive=True)  # E ψ'
 
 
-def huber_rho(u: Expr, k: Expr = k) -> Expr:
-    """u²/2 up to |u| = k, and its tangent from there on."""
-    return Piecewise((u**2 / 2, Abs(u) <= k), (k * Abs(u) - k**2 / 2, True))
-
-
 def huber_psi(u: Expr, k: Expr = k) -> Expr:
     """u, clipped to [-k, k]."""
     return Piecewise((u, Abs(u) <= k), (k * sign(u), True))

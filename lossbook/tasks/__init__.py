@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import pkgutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lossbook import data, models
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.training import arithmetic, configuration_hash, default_device, derived_seed, provenance
+from lossbook.training import PART, arithmetic, configuration_hash, default_device, derived_seed, provenance
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 TUNING_SEED = 1000  # of the runs that choose learning rates; no run of a grid has it
@@ -60,6 +60,11 @@ class Task:
         """Sixteen hexadecimal digits of the configuration; a field at its default does not enter."""
         return configuration_hash(self)
 
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The sets that the run reads; they are fetched before any run begins."""
+        return (self.dataset,)
+
     def run(self, device: torch.device) -> dict[str, object]:
         """Carry it out and return the results, columns of the row: numbers, strings, lists of numbers.
 
@@ -87,29 +92,43 @@ def check_network(model: str, dataset: str) -> None:
     models.check(model, data.SETS[dataset].input_shape)
 
 
-def batches(positions: Tensor, size: int, order: torch.Generator) -> tuple[Tensor, ...]:
-    """The positions of examples (N,) in a new order, `size` a batch; the last, smaller batch is dropped."""
-    shuffled = positions[torch.randperm(len(positions), generator=order).to(positions.device)]
-    return shuffled[: len(positions) // size * size].split(size)
+def epochs(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    positions: Tensor,
+    batch_size: int,
+    count: int,
+    order: torch.Generator,
+    loss: Callable[[Tensor], Tensor],
+) -> Iterator[float]:
+    """Train for `count` epochs, one each time it is asked, and give the mean loss of its steps.
 
+    The learning rate falls to zero along a cosine.
 
-def one_epoch(
-    network: nn.Module, schedule: LRScheduler, batches: Sequence[Tensor], loss: Callable[[Tensor], Tensor]
-) -> float:
-    """Take a step of the schedule's optimiser for each batch, and return the mean of their losses.
-
-    loss  of the examples at the positions of a batch, a scalar
+    positions  of the training examples (N,), shuffled by `order`; the last, smaller batch is dropped
+    loss       of the examples at the positions of a batch, a scalar
     """
-    network.train()
-    total = torch.zeros((), device=batches[0].device)
-    for batch in batches:
-        value = loss(batch)
-        schedule.optimizer.zero_grad()
-        value.backward()
-        schedule.optimizer.step()
-        schedule.step()
-        total += value.detach()
-    return total.item() / len(batches)
+    steps = len(positions) // batch_size
+    schedule = CosineAnnealingLR(optimiser, steps * count)
+    for _ in range(count):
+        network.train()
+        shuffled = positions[torch.randperm(len(positions), generator=order).to(positions.device)]
+        total = torch.zeros((), device=positions.device)
+        for batch in shuffled[: steps * batch_size].split(batch_size):
+            value = loss(batch)
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            schedule.step()
+            total += value.detach()
+        yield total.item() / steps
+
+
+@torch.no_grad()
+def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
+    """What a network gives in evaluation mode, part by part, so that memory is bounded."""
+    network.eval()
+    return torch.cat([network(part) for part in inputs.split(PART)])
 
 
 def row(task: Task) -> dict[str, object]:

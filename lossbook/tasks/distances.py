@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lossbook import data, noise
 from lossbook.checks import check_fields, check_name, check_range
-from lossbook.judges import classifier, expected_fid, training_order
+from lossbook.judges import classifier, expected_fid, fid, training_order
 from lossbook.losses.spectral import fourier_distance
 from lossbook.tasks import Runs, Task
 from lossbook.training import derived_seed, generator
@@ -46,20 +46,6 @@ class Sample:
     @property
     def pixels(self) -> Tensor:
         return self.images.flatten(1)
-
-
-def fid(x: Tensor, y: Tensor) -> float:
-    """‖μ1 - μ2‖² + tr(Σ1 + Σ2 - 2 (Σ1 Σ2)^{1/2}) of two sets of features (n, d).
-
-    With the centred sets X = Q1 R1 √(n-1) and Y alike, Σ1 = R1ᵀ R1, and the trace of the root is the sum of the
-    singular values of R1 R2ᵀ. torchmetrics takes roots of the eigenvalues of Σ1 Σ2, which rounding makes negative where
-    there are fewer points than features: a set of 100 is then -3e-6 from itself. A test compares the two elsewhere.
-    """
-    x, y = x.double(), y.double()
-    r1, r2 = (torch.linalg.qr(z - z.mean(0), mode="r").R / math.sqrt(len(z) - 1) for z in (x, y))
-    overlap = torch.linalg.svdvals(r1 @ r2.T).sum()
-    squared = (x.mean(0) - y.mean(0)).square().sum() + r1.square().sum() + r2.square().sum() - 2 * overlap
-    return squared.clamp_min(0).item()
 
 
 def sliced(x: Tensor, y: Tensor, seed: int) -> float:
@@ -149,11 +135,8 @@ class Distances(Task):
 
     def sample(self, part: str) -> Sample:
         """The "first" set, or the "other" one with the damage done."""
-        undamaged = part == "first" or self.damage == "none"
-        return _sample(
-            *(self.dataset, self.model, self.seed, self.images, self.classifier_size, self.epochs, self.learning_rate),
-            *((part, "none", 0.0) if undamaged else (part, self.damage, self.level)),
-        )
+        damage = {} if part == "other" else dict(damage="none", level=0.0)
+        return _sample(replace(self, loss="fid", **damage), part)
 
 
 @functools.lru_cache(maxsize=64)
@@ -163,34 +146,27 @@ def distance(task: Distances) -> float:
 
 
 @functools.lru_cache(maxsize=4)
-def _sample(
-    name: str,
-    model: str,
-    seed: int,
-    count: int,
-    classifier_size: int,
-    epochs: int,
-    learning_rate: float,
-    part: str,
-    damage: str,
-    level: float,
-) -> Sample:
-    loaded, mean, std = data.load_with_statistics(name)
-    unseen = training_order(name, seed)[classifier_size:]
-    chosen = unseen[:count] if part == "first" else unseen[count:]
-    if damage == "missing":
-        left_out = torch.randperm(loaded.num_classes, generator=generator("missing", seed))[: int(level)]
+def _sample(task: Distances, part: str) -> Sample:
+    """A set of a task, whatever its distance; kept, because all distances share it."""
+    loaded, mean, std = data.load_with_statistics(task.dataset)
+    unseen = training_order(task.dataset, task.seed)[task.classifier_size :]
+    chosen = unseen[: task.images] if part == "first" else unseen[task.images :]
+    if task.damage == "missing":
+        left_out = torch.randperm(loaded.num_classes, generator=generator("missing", task.seed))[: int(task.level)]
         kept = ~torch.isin(torch.from_numpy(loaded.y_train[chosen]), left_out)
-        if kept.sum() < count:
+        if kept.sum() < task.images:
             raise ValueError(
-                f"{name}: {count} images without {int(level)} classes were asked for and {kept.sum()} are there; "
-                "ask for fewer images or classes"
+                f"{task.dataset}: {task.images} images without {int(task.level)} classes were asked for and "
+                f"{kept.sum()} are there; ask for fewer images or classes"
             )
         chosen = chosen[kept]
-    images = data.to_tensor(loaded.x_train[chosen[:count]])
-    if damage in noise.IMAGE_KINDS:
-        images = noise.corrupt_images(images, damage, level, generator("damage", seed))
-    network = classifier(name, model, "features", seed, classifier_size, epochs, learning_rate, torch.device("cpu"))
+    images = data.to_tensor(loaded.x_train[chosen[: task.images]])
+    if task.damage in noise.IMAGE_KINDS:
+        images = noise.corrupt_images(images, task.damage, task.level, generator("damage", task.seed))
+    network = classifier(
+        task.dataset, task.model, "features", task.seed, task.classifier_size, task.epochs, task.learning_rate,
+        torch.device("cpu"),
+    )  # fmt: skip
     with torch.no_grad():
         return Sample(images, network[:-1](data.standardise(images, mean, std)))
 

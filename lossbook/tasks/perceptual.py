@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from lossbook import data
 from lossbook.checks import check_fields, check_name, check_range
 from lossbook.judges import classifier, training_order
 from lossbook.losses.perceptual import PerceptualLoss, feature_distance
-from lossbook.tasks import TUNING_SEED, Runs, Task, batches, one_epoch
+from lossbook.tasks import TUNING_SEED, Runs, Task, epochs
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "cnn_small")
@@ -137,16 +136,12 @@ class Perceptual(Task):
 
     def _trained(self, criterion: Callable[[Tensor, Tensor], Tensor], images: Tensor, low: Tensor) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed("initialisation", self.seed))
+            torch.default_generator.manual_seed(derived_seed("initialisation", self.seed))
             network = Upscaler(images.shape[1], self.factor).to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), self.learning_rate)
-        schedule = CosineAnnealingLR(optimiser, len(images) // self.batch_size * self.epochs)
         everything, order = torch.arange(len(images), device=images.device), generator("order", self.seed)
-        for _ in range(self.epochs):
-            one_epoch(
-                network, schedule, batches(everything, self.batch_size, order),
-                lambda batch: criterion(network(low[batch]), images[batch]).mean(),
-            )  # fmt: skip
+        list(epochs(network, optimiser, everything, self.batch_size, self.epochs, order,
+                    lambda batch: criterion(network(low[batch]), images[batch]).mean()))  # fmt: skip
         return network
 
 

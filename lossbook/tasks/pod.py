@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lossbook import data, models
 from lossbook.checks import check_fields
-from lossbook.losses import hypersphere
-from lossbook.losses._registry import parse
-from lossbook.tasks import TUNING_SEED, Runs, Task, batches, one_epoch
+from lossbook.losses import hypersphere, parse
+from lossbook.tasks import TUNING_SEED, Runs, Task, epochs, outputs
 from lossbook.training import PROBE, Config, Split, arithmetic, augment, derived_seed, generator, precision, prepare
 
 DEFAULT = ("digits", "mlp")
@@ -125,7 +123,6 @@ class Latent(Task):
             weights, lr=self.learning_rate, momentum=0.9, weight_decay=self.weight_decay, fused=True
         )
         probe = split.train[:PROBE]
-        schedule = CosineAnnealingLR(optimiser, len(split.train) // self.batch_size * self.epochs)
         order, random = generator("order", self.seed), generator("augmentation", self.seed)
         if self.augment != "none":
             seen = torch.empty_like(images)
@@ -136,10 +133,11 @@ class Latent(Task):
                 features = network(seen.index_select(0, batch))
             return head(features.float(), labels[batch])
 
+        training = epochs(network, optimiser, split.train, self.batch_size, self.epochs, order, loss)
         for epoch in range(self.epochs):
             if self.augment != "none":
                 augment(images, self.augment, epoch, random, seen)
-            mean_loss = one_epoch(network, schedule, batches(split.train, self.batch_size, order), loss)
+            mean_loss = next(training)
             head.end_epoch()
             curves["train_loss"].append(mean_loss)
             if not math.isfinite(mean_loss + getattr(head, "delta", 0.0)):  # the δ of some heads follows the norm
@@ -155,12 +153,10 @@ class Latent(Task):
             **{f"{name}_curve": values for name, values in curves.items()},
         }
 
-    @torch.no_grad()
     def features(self, network: nn.Module, images: Tensor) -> Tensor:
         """Features (n, D) of images (n, channels, height, width), in evaluation mode and float32."""
-        network.eval()
         with precision(self.mode, images.device):
-            return torch.cat([network(part).float() for part in images.split(2000)])
+            return outputs(network, images).float()
 
 
 @torch.no_grad()

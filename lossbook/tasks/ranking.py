@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lossbook import data, losses, models
 from lossbook.checks import check_fields
-from lossbook.tasks import Runs, Task, batches, check_network, one_epoch
+from lossbook.tasks import Runs, Task, check_network, epochs, outputs
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "mlp")
@@ -83,11 +82,14 @@ class Ranking(Task):
         relevant = (labels == self.rare).float()
         rates = [self.learning_rate * factor for factor in self.factors]
         networks = [self.trained(rate, images, relevant, train) for rate in rates]
-        scores = [average_precision(score(network, images[validation]), relevant[validation]) for network in networks]
+        scores = [
+            average_precision(outputs(network, images[validation]).squeeze(1), relevant[validation])
+            for network in networks
+        ]
         best = max(range(len(rates)), key=lambda k: (scores[k], -k))
         if scores[best] < 0:
             return {"status": "diverged", "validation_score": math.nan, "validation_scores": scores}
-        found, wanted = score(networks[best], test), test_labels == self.rare
+        found, wanted = outputs(networks[best], test).squeeze(1), test_labels == self.rare
         return {
             "validation_score": scores[best],
             "validation_scores": scores,
@@ -115,13 +117,9 @@ class Ranking(Task):
         shape, initial = data.SETS[self.dataset].input_shape, derived_seed("initialisation", self.seed)
         network = models.create(self.model, shape, 1, initial).to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
-        schedule = CosineAnnealingLR(optimiser, len(train) // self.batch_size * self.epochs)
         order = generator("order", self.seed)
-        for _ in range(self.epochs):
-            one_epoch(
-                network, schedule, batches(train, self.batch_size, order),
-                lambda batch: criterion(network(images[batch]).squeeze(1), relevant[batch], balance),
-            )  # fmt: skip
+        list(epochs(network, optimiser, train, self.batch_size, self.epochs, order,
+                    lambda batch: criterion(network(images[batch]).squeeze(1), relevant[batch], balance)))  # fmt: skip
         return network
 
 
@@ -132,13 +130,6 @@ def _tensors(name: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor, T
     images, test = (data.standardise(x, mean, std).to(device) for x in (loaded.x_train, loaded.x_test))
     labels, test_labels = (torch.from_numpy(y).long().to(device) for y in (loaded.y_train, loaded.y_test))
     return images, labels, test, test_labels
-
-
-@torch.no_grad()
-def score(network: nn.Module, images: Tensor) -> Tensor:
-    """The network's scores (n,) of images (n, channels, height, width), in evaluation mode."""
-    network.eval()
-    return torch.cat([network(part).squeeze(1) for part in images.split(2000)])
 
 
 def average_precision(scores: Tensor, relevant: Tensor) -> float:

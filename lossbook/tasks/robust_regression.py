@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lossbook import data, losses, models
 from lossbook.checks import check_fields
 from lossbook.losses import regression
-from lossbook.tasks import TUNING_SEED, Runs, Task, batches, check_network, one_epoch
+from lossbook.tasks import TUNING_SEED, Runs, Task, check_network, epochs, outputs
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "mlp")
@@ -93,20 +92,14 @@ class RobustRegression(Task):
         initial, shape = derived_seed("initialisation", self.seed), data.SETS[self.dataset].input_shape
         network = models.create(self.model, shape, 3, initial).to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
-        schedule = CosineAnnealingLR(optimiser, len(inputs) // self.batch_size * self.epochs)
-        everything, random = torch.arange(len(inputs), device=device), generator("order", self.seed)
-        for _ in range(self.epochs):
-            one_epoch(
-                network, schedule, batches(everything, self.batch_size, random),
-                lambda batch: LOSSES[self.loss](network(inputs[batch]), given[batch]).mean(),
-            )  # fmt: skip
+        everything, order = torch.arange(len(inputs), device=device), generator("order", self.seed)
+        list(epochs(network, optimiser, everything, self.batch_size, self.epochs, order,
+                    lambda batch: LOSSES[self.loss](network(inputs[batch]), given[batch]).mean()))  # fmt: skip
 
-        network.eval()
         errors = []
         for part, purpose in ((images[held], "validation motion"), (test, "test motion")):
             turned, truth = moved(part, generator(purpose, self.seed))
-            with torch.no_grad():
-                errors.append(torch.cat([network(chunk) for chunk in turned.split(2000)]) - truth)
+            errors.append(outputs(network, turned) - truth)
         validation, tested = errors
         if not (validation.isfinite().all() and tested.isfinite().all()):
             return {"status": "diverged", "validation_score": math.nan}

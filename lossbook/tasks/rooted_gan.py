@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lossbook import data, judges, losses, style_gan
+from lossbook import data, judges, style_gan
 from lossbook.checks import check_fields, check_name
-from lossbook.losses.rooted import rooted_logistic_binary
+from lossbook.losses.rooted import margin_loss
 from lossbook.tasks import Runs, Task
-from lossbook.training import canonical_loss, derived_seed
+from lossbook.training import canonical_loss, derived_seed, generator
 
 LOSSES = ("logistic", "rooted_logistic(k=2)", "rooted_logistic(k=3)", "rooted_logistic(k=20)")
 # What is fine-tuned to, and what the generator has seen before: another data set, or the same without some classes.
@@ -49,15 +47,6 @@ PENALTY_EVERY = 8  # steps; R1 is that much larger then
 HALF_LIFE = 40  # steps after which a weight counts half in the average generator
 PICTURES = 12  # made images that a row keeps
 CHUNK = 500  # images made or judged at a time
-
-
-def margin_loss(spec: str) -> Callable[[Tensor], Tensor]:
-    """The loss at a margin u, a value each: "logistic", ln(1 + e^{-u}), or "rooted_logistic(k=2)"."""
-    if spec == "logistic":
-        return lambda margin: -F.logsigmoid(margin)
-    name, hyper = losses.parse(spec)
-    check_name("adversarial loss", name, ("logistic", "rooted_logistic"))
-    return functools.partial(rooted_logistic_binary, **hyper)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +109,11 @@ class FineTuning(Task):
         if self.loss != "logistic":
             object.__setattr__(self, "loss", canonical_loss(self.loss))
 
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The set that is fine-tuned to, and that of the pre-training."""
+        return self.dataset, self.source
+
     def run(self, device: torch.device) -> dict[str, object]:
         """Fine-tune from the checkpoint of the seed and judge the average generator.
 
@@ -131,7 +125,9 @@ class FineTuning(Task):
         """
         judge = _judge(self.dataset, self.classes, self.samples, device)
         images = to_signed(select(self.dataset, "train", self.classes).to(device))
-        networks = copy.deepcopy(_pretrained(without_fine_tuning(self), device))
+        # what does not touch the pre-training at one value, so that all losses of a seed share the checkpoint
+        beginning = replace(self, loss="logistic", learning_rate=1.0, steps=1, pieces=1, gamma=1.0, samples=2)
+        networks = copy.deepcopy(_pretrained(beginning, device))
         made = functools.partial(networks.make, seed=self.seed, device=device)
         before = made(judge.count("test"))
         curves = {"step_curve": [0], "fid_curve": [judge.fid("test", before)]}
@@ -177,7 +173,7 @@ class Networks(NamedTuple):
     @torch.no_grad()
     def make(self, count: int, seed: int, device: torch.device) -> Tensor:
         """uint8 images (count, channels, height, width); the same seed gives the same noise."""
-        random = torch.Generator(device).manual_seed(derived_seed("judged", seed))
+        random = generator("judged", seed, device)
         parts = []
         for begin in range(0, count, CHUNK):
             z = torch.randn(min(CHUNK, count - begin), self.generator.latent, generator=random, device=device)
@@ -195,8 +191,8 @@ def fit(networks: Networks, images: Tensor, task: FineTuning, phase: str) -> Ite
     steps = task.pretraining_steps if pretraining else task.steps
     rate = task.pretraining_rate if pretraining else task.learning_rate
     loss, device = margin_loss("logistic" if pretraining else task.loss), images.device
-    random = torch.Generator(device).manual_seed(derived_seed(f"{phase} noise", task.seed))
-    order = torch.Generator(device).manual_seed(derived_seed(f"{phase} order", task.seed))
+    random = generator(f"{phase} noise", task.seed, device)
+    order = generator(f"{phase} order", task.seed, device)
     maker, critic, average = networks
     of_maker, of_critic = (torch.optim.Adam(net.parameters(), rate, BETAS, fused=True) for net in (maker, critic))
     ends = [round(steps * piece / task.pieces) for piece in range(1, task.pieces + 1)]
@@ -237,15 +233,6 @@ def fit(networks: Networks, images: Tensor, task: FineTuning, phase: str) -> Ite
             names = ("generator_loss", "critic_loss", "real_margin", "made_margin")
             yield step, dict(zip(names, (sums / count).tolist(), strict=True)) | {"lowest_margin": lowest.item()}
             sums, count = torch.zeros_like(sums), 0
-
-
-def without_fine_tuning(task: FineTuning) -> FineTuning:
-    """The task with what does not touch its pre-training at one value, so that runs share the checkpoint."""
-    return FineTuning(
-        dataset=task.dataset, model=task.model, loss="logistic", learning_rate=1.0, seed=task.seed, source=task.source,
-        classes=task.classes, pretraining_rate=task.pretraining_rate, pretraining_steps=task.pretraining_steps,
-        batch_size=task.batch_size, pieces=1,
-    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)
@@ -299,61 +286,38 @@ def to_bytes(images: Tensor) -> Tensor:
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-class Features(nn.Module):
-    """uint8 images (B, channels, height, width) to what the last layer of a classifier sees, (B, num_features)."""
-
-    def __init__(self, classifier: nn.Sequential, mean: tuple[float, ...], std: tuple[float, ...]):
-        super().__init__()
-        self.layers, self.mean, self.std = classifier[:-1], mean, std
-        self.num_features = classifier[-1].in_features
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(data.standardise(images.float() / 255, self.mean, self.std))
-
-
-def classifier(dataset: str, device: torch.device) -> tuple[Features, float]:
-    """The small convolutional network trained on the training split: its features, and its accuracy on the test set."""
-    _, mean, std = data.load_with_statistics(dataset)
-    size, epochs = len(_positions(dataset, "train")), 20 if dataset == "digits" else 3
-    network = judges.classifier(dataset, "cnn_small", "judge", 0, size, epochs, 1e-3, device)
-    features, (images, labels) = Features(network, mean, std), _part(dataset, "test")
-    right = [
-        (network[-1](features(image.to(device))).argmax(1).cpu() == label).sum().item()
-        for image, label in zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
-    ]
-    return features, sum(right) / len(labels)
-
-
 class Judge:
-    """FID of images to the test images, and to the validation images, of some classes of a data set."""
+    """FID of images to the test images, and to the validation images, of some classes of a data set.
+
+    The features are what the last layer sees of a small convolutional network that is trained on the training split;
+    `accuracy` is that of the network on the whole test set.
+    """
 
     def __init__(self, dataset: str, classes: str, samples: int, device: torch.device):
-        features, self.accuracy = classifier(dataset, device)
-        self.metrics = {}
-        for part in ("test", "validation"):
-            real = select(dataset, part, classes)[:samples].to(device)
-            # a copy each, because a metric puts its network on its own device and mode
-            metric = FrechetInceptionDistance(copy.deepcopy(features), reset_real_features=False).to(device)
-            for images in real.split(CHUNK):
-                metric.update(images, real=True)
-            self.metrics[part] = metric
-        count = self.count("test")
-        reference = select(dataset, "train", classes)[:count].to(device)
-        self.floor = self.fid("test", reference)
-        seen = torch.cat([features(images) for images in reference.split(CHUNK)]).double()
-        self.expected_floor = judges.expected_fid(torch.cov(seen.T), count, len(reference))
+        _, *self.statistics = data.load_with_statistics(dataset)
+        size, epochs = len(_positions(dataset, "train")), 20 if dataset == "digits" else 3
+        self.network = judges.classifier(dataset, "cnn_small", "judge", 0, size, epochs, 1e-3, device)
+        images, labels = _part(dataset, "test")
+        found = self.network[-1](self.features(images.to(device)).float()).argmax(1)
+        self.accuracy = (found.cpu() == labels).double().mean().item()
+        real = {part: select(dataset, part, classes)[:samples].to(device) for part in ("test", "validation")}
+        self.real = {part: self.features(images) for part, images in real.items()}
+        reference = self.features(select(dataset, "train", classes)[: self.count("test")].to(device))
+        self.floor = judges.fid(self.real["test"], reference)
+        self.expected_floor = judges.expected_fid(torch.cov(reference.T), self.count("test"), len(reference))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (n, d), float64, of uint8 images (n, channels, height, width)."""
+        parts = (data.standardise(part.float() / 255, *self.statistics) for part in images.split(CHUNK))
+        return torch.cat([self.network[:-1](part) for part in parts]).double()
 
     def count(self, part: str) -> int:
         """Real images of a part, and how many made ones they are to be compared with."""
-        return int(self.metrics[part].real_features_num_samples)
+        return len(self.real[part])
 
     def fid(self, part: str, images: Tensor) -> float:
         """FID of uint8 images (n, channels, height, width) to the real ones of "test" or "validation"."""
-        metric = self.metrics[part]
-        metric.reset()
-        for some in images.split(CHUNK):
-            metric.update(some, real=False)
-        return metric.compute().item()
+        return judges.fid(self.real[part], self.features(images))
 
 
 _judge = functools.lru_cache(maxsize=2)(Judge)

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy
 import torch
@@ -19,20 +18,12 @@ from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from lossbook.checks import check_fields, check_name
-from lossbook.losses import parse
-from lossbook.losses.rooted import rooted_bounded_binary, rooted_logistic_binary
+from lossbook.losses.rooted import margin_loss
 from lossbook.tasks import Runs, Task
 from lossbook.training import generator
 
-# Losses of the margin u = y wᵀx.
-BINARY = {
-    "logistic": lambda margin: softplus(-margin),
-    "rooted_logistic": rooted_logistic_binary,
-    "rooted_bounded": rooted_bounded_binary,
-}
 LOSSES = ("logistic", *(f"rooted_logistic(k={k})" for k in (1, 2, 3, 8)), "rooted_bounded(k=3, m=3)")
 DATASETS = ("separable", "overlapping", "iris", "wine", "breast_cancer", "digits")
 SEPARABLE = ("separable", "iris", "wine", "digits")  # a training set of which some plane parts the classes
@@ -80,13 +71,13 @@ class RootedLinear(Task):
             dict(dataset=DATASETS, model=("linear",), question=QUESTIONS, rule=RULES),
             dict(l2="[0, inf)", flips="[0, 0.5)", outliers="[0, inf)"),
         )
-        binary_loss(self.loss)
+        margin_loss(self.loss)
         if self.question == "direction":
             check_name("dataset that can be separated", self.dataset, SEPARABLE)
 
     def run(self, device: torch.device) -> dict[str, object]:
         """Answer the question; the columns are those of `_speed`, `_direction` and `_noise`."""
-        loss = binary_loss(self.loss)
+        loss = margin_loss(self.loss)
         return {"speed": self._speed, "direction": self._direction, "noise": self._noise}[self.question](loss, device)
 
     def _speed(self, loss: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, object]:
@@ -185,18 +176,6 @@ class RootedLinear(Task):
             "chosen_l2": float(penalties[best]),
             "step": float(steps[best]),
         }
-
-
-def binary_loss(spec: str) -> Callable[[Tensor], Tensor]:
-    """The loss of the margin that a spec such as "rooted_logistic(k=3)" names; ValueError for an unknown one."""
-    name, hyper = parse(spec)
-    check_name("loss of a margin", name, BINARY)
-    loss = partial(BINARY[name], **hyper)
-    try:
-        loss(torch.zeros(1))
-    except TypeError as error:
-        raise ValueError(f"loss {spec!r} was given; {error}") from error
-    return loss
 
 
 def examples(dataset: str, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

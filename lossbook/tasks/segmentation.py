@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchvision.ops import sigmoid_focal_loss
 
 from lossbook import data
 from lossbook.checks import check_fields
-from lossbook.tasks import TUNING_SEED, Runs, Task, batches, one_epoch
+from lossbook.tasks import TUNING_SEED, Runs, Task, epochs, outputs
 from lossbook.training import derived_seed, generator
 
 DEFAULT = ("digits", "fcn_small")
@@ -121,6 +120,11 @@ class Segmentation(Task):
             ),
         )
 
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """That of the digits, and that of the backgrounds."""
+        return self.dataset, BACKGROUNDS[self.dataset]
+
     def run(self, device: torch.device) -> dict[str, object]:
         """iou: of the foreground, over all test pixels at once, where the probability is above one half.
 
@@ -137,7 +141,6 @@ class Segmentation(Task):
 
         network = self.network().to(device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate, fused=True)
-        schedule = CosineAnnealingLR(optimiser, self.train_size // self.batch_size * self.epochs)
         everything, criterion, curve = torch.arange(self.train_size, device=device), LOSSES[self.loss], []
         order, felt = generator("order", self.seed), []
 
@@ -146,9 +149,8 @@ class Segmentation(Task):
             logits.register_hook(lambda slopes: felt.append(pulls(slopes, mask)))
             return criterion(logits, mask).mean()
 
-        for _ in range(self.epochs):
-            one_epoch(network, schedule, batches(everything, self.batch_size, order), loss)
-            found = probabilities(network, held)
+        for _ in epochs(network, optimiser, everything, self.batch_size, self.epochs, order, loss):
+            found = outputs(network, held).sigmoid()
             if not found.isfinite().all():
                 return {"status": "diverged", "validation_score": math.nan}
             curve.append(iou(found > 0.5, held_masks))
@@ -156,7 +158,7 @@ class Segmentation(Task):
         doublings = [2**k - 1 for k in range(1, len(felt).bit_length())]
         up, down = torch.stack([part.mean(0) for part in torch.stack(felt).tensor_split(doublings)]).T.tolist()
         chosen = max(THRESHOLDS, key=lambda threshold: iou(found > threshold, held_masks))
-        tested = probabilities(network, test)
+        tested = outputs(network, test).sigmoid()
         marked, wanted = tested > 0.5, test_masks.bool()
         hits = (marked & wanted).sum().item()
         kept = slice(EXAMPLES if self.seed == 0 else 0)
@@ -177,7 +179,7 @@ class Segmentation(Task):
     def network(self) -> nn.Module:
         """The network with its initial weights."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed("initialisation", self.seed))
+            torch.default_generator.manual_seed(derived_seed("initialisation", self.seed))
             network = MODELS[self.model](1 if self.dataset == "digits" else 3)
         if self.loss.endswith("_prior"):
             nn.init.constant_(network.last.bias, -math.log((1 - PRIOR) / PRIOR))
@@ -239,13 +241,6 @@ def compose(digits: Tensor, backgrounds: Tensor, share: float, random: torch.Gen
         canvas[:, row : row + side, column : column + side] = digit
     faintest = ink.flatten().kthvalue(ink.numel() - round(share * ink.numel()) + 1).values
     return torch.lerp(backgrounds, torch.ones(()), OPACITY * ink), (ink >= faintest).float()
-
-
-@torch.no_grad()
-def probabilities(network: nn.Module, images: Tensor) -> Tensor:
-    """Probability of foreground of every pixel (n, 1, height, width), in evaluation mode."""
-    network.eval()
-    return torch.cat([network(part) for part in images.split(500)]).sigmoid()
 
 
 def iou(marked: Tensor, mask: Tensor) -> float:
