@@ -341,6 +341,18 @@ def test_compiled_under_autocast_the_gradient_is_float32_too(name):
     torch.testing.assert_close(torch.autograd.grad(value, z)[0], exact, rtol=1e-5, atol=1e-6)
 
 
+@EACH
+def test_compiled_once_for_all_steps_and_epochs(name):
+    torch._dynamo.reset()
+    z, y, _ = sample()
+    head, other = hypersphere.head(name, 5, 8), hypersphere.head(name, 5, 8)
+    compiled = torch.compile(head, fullgraph=True, backend="eager")
+    for _ in range(12):  # more than torch would compile anew
+        torch.testing.assert_close(compiled(z, y), other(z, y))
+        head.end_epoch()
+        other.end_epoch()
+
+
 def test_the_delta_of_a_head_in_half_precision_is_that_of_float32():
     """Their sum would stop growing in bfloat16, and overflow in float16."""
     heads = [hypersphere.head("pod(delta='norm')", 5, 8).to(dtype) for dtype in (torch.float32, torch.half)]
@@ -483,7 +495,7 @@ def test_annealing_of_sphereface():
     first = head(z, y) - plain(z, y)
     head.eval()(z, y)
     assert head.steps == 1
-    head.steps = 10**6
+    head.steps.fill_(10**6)
     last = head(z, y) - plain(z, y)
     assert 0 < first < 0.02 * last
 

@@ -157,7 +157,8 @@ def norm_adaptive_cosine(features: Tensor, target: Tensor, centroids: Tensor, *,
     Not convex. Smooth for δ > 0; for δ = 0 but at z = 0. Source: code released with arXiv 2111.15449.
     """
     check_range("norm_adaptive_cosine: delta", delta, "[0, inf)")
-    cosines = direction(F.pad(features, (0, 1), value=delta))[..., :-1] @ centroids.mT
+    with_delta = torch.cat([features, torch.full_like(features[..., :1], delta)], -1)
+    cosines = direction(with_delta)[..., :-1] @ centroids.mT
     return (1 - cosines.gather(-1, target.unsqueeze(-1)).squeeze(-1)).square()
 
 
@@ -537,10 +538,11 @@ class SphereFace(_Margin):
     ):  # fmt: skip
         super().__init__(num_classes, dim, seed, centroids)
         check_whole("sphereface: margin", margin, "[1, inf)")
-        self.margin, self.annealing, self.steps = margin, annealing, 0
+        self.margin, self.annealing = margin, annealing
+        self.register_buffer("steps", torch.tensor(0))  # a tensor, so that torch.compile takes each step for the same
 
     def with_margin(self, cosine: Tensor) -> Tensor:
-        share = max(5.0, 1000 / (1 + 0.12 * self.steps)) if self.annealing else 0.0
+        share = (1000 / (1 + 0.12 * self.steps)).clamp_min(5.0) if self.annealing else 0.0
         turned = self.margin * _angle(cosine)
         k = (turned.detach() / math.pi).floor()
         psi = (1 - 2 * (k % 2)) * torch.cos(turned) - 2 * k
@@ -550,15 +552,9 @@ class SphereFace(_Margin):
         index = target.unsqueeze(1)
         cosines = self.scores(features)
         cosines = cosines.scatter(1, index, self.with_margin(cosines.gather(1, index)))
-        self.steps += self.training and self.annealing
+        if self.training:
+            self.steps += 1
         return cross_entropy(torch.linalg.vector_norm(features, dim=1, keepdim=True) * cosines, target).mean()
-
-    def get_extra_state(self) -> dict[str, int]:
-        """What `state_dict` has beside tensors."""
-        return {"steps": self.steps}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.steps = state["steps"]
 
 
 class Pedcc(AmSoftmax):
