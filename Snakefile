@@ -8,6 +8,7 @@ runs (data/runs/) are no outputs here: the library keeps them, and a rerun skips
 """
 
 import json
+import os
 import re
 import sys
 from glob import glob
@@ -105,12 +106,14 @@ use rule derivation as experiment with:
     input:
         notebook="notebooks/experiments/{name}.ipynb",
         library=library("**/*"),
+        table=lambda wildcards: glob(f"data/results/{wildcards.name}.parquet"),
     output:
         "build/notebooks/experiments/{name}.ipynb",
     log:
         "build/notebooks/experiments/{name}.log",
     params:
         parameters=profile_argument,
+        afresh=os.environ.get("LOSSBOOK_AFRESH", ""),  # another value runs it again
     threads: cores
     resources:
         mem_mb=16000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     commands.add_parser("losses", help="the catalogue of the losses")
 
-    fetch = commands.add_parser("data", help="download and verify data sets, or say where they are")
+    fetch = commands.add_parser("data", help="download and verify data sets, or list those that are there")
     fetch.add_argument("names", nargs="*", help="data sets; all that are there if none is named")
 
     run = commands.add_parser("run", help="run an experiment without a notebook; what has a row is not run again")
@@ -55,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     claims = commands.add_parser("claims", help="every claim of the sources and its verdict")
     claims.add_argument("--markdown", action="store_true", help="as the table of the README")
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters gets question marks
     given = parser.parse_args(arguments)
     run_command = {
         "losses": _losses,
@@ -163,6 +167,8 @@ def _figures(given) -> int:
     for notebook in given.notebooks:
         check_name("notebook", notebook, known)
     chosen = given.notebooks or known
+    if not chosen:
+        raise ValueError(f"no notebook under {figures.FOLDER.parent} draws figures; run this inside the project")
     workers = min(len(chosen), os.cpu_count() or 1)  # drawing takes one core, and pyplot one thread a process
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for notebook, _ in zip(chosen, pool.map(figures.redraw, chosen), strict=True):

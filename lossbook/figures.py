@@ -116,7 +116,7 @@ def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ())
         "matplotlib": matplotlib.__version__,
         "seaborn": seaborn.__version__,
     }
-    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def close(figure: Figure) -> Figure:
@@ -141,7 +141,7 @@ def redraw(notebook: str) -> None:
 def _drawing(notebook: str) -> list[str]:
     """What draws without training: under notebooks/figures all code cells, elsewhere those with the tag "figures"."""
     path = results.PROJECT / notebook
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     if path.parent.name != "figures":
         cells = [cell for cell in cells if "figures" in cell["metadata"].get("tags", ())]
     return ["".join(cell["source"]) for cell in cells]
@@ -247,6 +247,9 @@ def accuracy_by_rate(rows: pandas.DataFrame) -> Figure:
 def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 0.4) -> Figure:
     """Epoch by epoch: test accuracy, and the share of wrong training labels that the network has learnt by heart."""
     rows = rows[(rows["noise_kind"] == kind) & (rows["noise_rate"] == rate) & (rows["status"] == "done")]
+    if rows.empty:
+        caption(figure := plt.figure(figsize=(6.5, 0.5)), f"No run with {100 * rate:.0f} % {kind} label noise ended.")
+        return figure
     settings = list(rows.groupby(["dataset", "model"], sort=False))
     shown = ("cross_entropy", "brier", "fourier", "fourier(placement='permuted')", "fourier(s=2)", "mae", "gce")
     shown = [loss for loss in shown if (rows["loss"] == loss).any()]

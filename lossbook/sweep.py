@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -313,8 +313,9 @@ class Plan:
         tuned = rows[rows["hash"].isin({config.hash for config in self.tuning})]
         if untuned := {config.loss for config in self.tuning} - set(tuned["loss"]):
             raise ValueError(f"{self.experiment}: no tuning runs for {', '.join(sorted(untuned))}; run the sweep first")
-        score = "validation_accuracy" if isinstance(self.grid[0], Config) else "validation_score"
-        ranked = tuned.sort_values([score, "learning_rate"], ascending=[False, True])
+        score = tuned["validation_accuracy" if isinstance(self.grid[0], Config) else "validation_score"]
+        tuned = tuned.assign(score=score.where(tuned["status"] != "diverged"))  # of NaN logits a class is right, too
+        ranked = tuned.sort_values(["score", "learning_rate"], ascending=[False, True])
         best = ranked.drop_duplicates("loss")
         rates = best.set_index("loss")["learning_rate"]
         return [replace(config, learning_rate=float(rates[config.loss])) for config in self.grid]
@@ -350,7 +351,7 @@ def plan(
         raise ValueError(f"out={out!r} was given; allowed: the path of a folder, empty for data/runs")
     changes = {"losses": losses, "noise": noise, "seeds": seeds, "learning_rates": learning_rates}
     for key, value in changes.items():
-        if isinstance(value, str) or not isinstance(value, Iterable):
+        if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
             raise ValueError(
                 f"{key}={value!r} was given; allowed: a list, empty for that of the profile; "
                 f"papermill takes one as -y '{key}: [...]'"
@@ -367,7 +368,7 @@ def plan(
         raise ValueError(f"seeds holds {TUNING_SEED}; allowed: any other, for that one chooses the learning rates")
     # what is named twice, in one spelling or two, is one run
     tuning, grid = (tuple(dict.fromkeys(part)) for part in (tuning, grid))
-    return Plan(experiment, tuning, grid, Path(out) if out else None, variant)
+    return Plan(experiment, tuning, grid, Path(out).expanduser() if out else None, variant)
 
 
 def _classifiers(
@@ -438,7 +439,8 @@ def pairs(
 ) -> list[tuple[str, str]]:
     """Data sets with their networks: what is named; in the paper profile, what it holds of that.
 
-    A name that the paper profile does not hold stands by itself, for `plan` to refuse or to take.
+    A data set that the paper profile does not hold stands by itself, for `plan` to refuse or to take; a network that it
+    does not hold is put on all its data sets.
     """
     check_name("experiment", experiment, experiments())
     classifiers = experiment in EXPERIMENTS
@@ -450,7 +452,9 @@ def pairs(
     if profile == "paper" and not (datasets and models_):
         held = [(d, m) for d, m in paper if (not datasets or d in datasets) and (not models_ or m in models_)]
         known = {name for pair in held for name in pair}
-        return held + [(d, "") for d in datasets if d not in known] + [("", m) for m in models_ if m not in known]
+        sets = dict.fromkeys(d for d, _ in paper)
+        held += [(d, "") for d in datasets if d not in known]
+        return held + [(d, m) for m in models_ if m not in known for d in sets]
     return list(itertools.product(datasets or [""], models_ or [""]))
 
 
@@ -539,7 +543,7 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
             passes = sum(getattr(run, "epochs", 1) for run in waiting) / getattr(first, "epochs", 1)
             minutes = cost * passes / 60 if known else math.nan
             if default_device().type == "cpu":  # a network that fills a GPU gains nothing by sharing it
-                minutes /= _workers(workers)
+                minutes /= max(1, min(_workers(workers), len(stacks(waiting, workers))))
             lines.append({
                 "dataset": configs[0].dataset, "model": configs[0].model, "variant": plan.variant, "part": part,
                 "runs": len(configs), "there": len(configs) - len(waiting), "minutes": minutes, "basis": basis,
@@ -569,21 +573,21 @@ def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str
         return float((alike["seconds"] * share)[same].median()), basis
     if not isinstance(config, Config):
         return 0.0, UNKNOWN
-    seconds = _operations(config.dataset, config.model) / OPERATIONS_PER_SECOND[device.type]
+    examples = config.train_size or data.spec(config.dataset).train
+    seconds = examples * _operations(config.dataset, config.model) / OPERATIONS_PER_SECOND[device.type]
     if config.model not in models.STACKABLE:  # alone; a stack shares its steps out
-        steps = (config.train_size or data.spec(config.dataset).train) / config.batch_size
-        seconds = max(seconds, steps * SECONDS_PER_STEP[device.type])
+        seconds = max(seconds, examples / config.batch_size * SECONDS_PER_STEP[device.type])
     return seconds * config.epochs, "estimated"
 
 
 @functools.lru_cache(maxsize=32)
 def _operations(dataset: str, model: str) -> float:
-    """Floating-point operations of one epoch: forward, and twice that backward."""
+    """Floating-point operations of training on one example: forward, and twice that backward."""
     spec = data.spec(dataset)
     network = models.create(model, spec.input_shape, len(spec.classes)).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, *spec.input_shape))
-    return 3.0 * counter.get_total_flops() * spec.train
+    return 3.0 * counter.get_total_flops()
 
 
 def published(experiment: str) -> pandas.DataFrame:
@@ -597,7 +601,10 @@ def published(experiment: str) -> pandas.DataFrame:
     for variant in variants(experiment):
         wanted: set[str] = set()
         for (dataset, model), there in rows.groupby(["dataset", "model"]):
-            grid, known = plan(experiment, "paper", dataset, model, variant=variant), set(there["loss"])
+            try:
+                grid, known = plan(experiment, "paper", dataset, model, variant=variant), set(there["loss"])
+            except ValueError:  # rows of a set or a network that the paper profile does not hold
+                continue
             if grid.tuning:  # a loss whose tuning is not published yet has no rows of this part either
                 known = set(rows.loc[rows["hash"].isin({config.hash for config in grid.tuning}), "loss"])
             wanted |= {config.hash for config in grid.of(known).chosen(rows)}
@@ -701,6 +708,7 @@ def trained(
         return
     ahead = 0 if fits else 2  # without a deadline two more than there are workers: none waits for this process
     context, waiting, going, failed = multiprocessing.get_context("spawn"), iter(stacks), set(), None
+    others = multiprocessing.active_children()
     with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         try:
             while True:
@@ -720,6 +728,10 @@ def trained(
                         failed, waiting = failed or error, iter(())
                     else:
                         yield future.result()
+        except BaseException:  # interrupted, or a row cannot be written: what is under way would be lost all the same
+            for process in set(multiprocessing.active_children()) - set(others):
+                process.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     if failed:

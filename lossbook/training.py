@@ -454,6 +454,7 @@ def train_together(configs: Sequence[Config], device: str | torch.device | None 
 
 def _train(configs: Sequence[Config], splits: list[Split], device: torch.device) -> list[dict[str, object]]:
     shared, dataset = configs[0], splits[0].dataset
+    origin = provenance(device, len(configs))  # of the sources that run, which may be edited meanwhile
     initial = {
         seed: models.create(
             shared.model, dataset.input_shape, dataset.num_classes, derived_seed("initialisation", seed)
@@ -576,7 +577,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
             "parameters": parameters,
             "seconds": seconds,
             "images_per_second": len(curves[run]["train_loss"]) * steps * shared.batch_size / seconds,
-            **provenance(device, len(configs)),
+            **origin,
         }
         for run, (config, split) in enumerate(zip(configs, splits, strict=True))
     ]
@@ -740,7 +741,11 @@ def _captured(
 def _provenance(device: torch.device) -> dict[str, str]:
     here = Path(__file__).parent
     sources = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.rglob("*.py")))).hexdigest()[:16]
-    git = subprocess.run(["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    git = subprocess.run(
+        ["git", "-C", here, "rev-parse", "--show-toplevel", "--short=12", "HEAD"], capture_output=True, text=True
+    )
+    # installed, it may lie in a repository of something else
+    ours = git.returncode == 0 and here.parent.samefile(git.stdout.splitlines()[0])
     name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
@@ -755,7 +760,7 @@ def _provenance(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "lossbook": __version__,
-        "commit": git.stdout.strip() or "unknown",
+        "commit": git.stdout.splitlines()[1] if ours else "unknown",
         "sources": sources,
     }
 

@@ -184,12 +184,13 @@ def test_noisy_images_are_judged_on_the_panel(tmp_path):
     assert set(rows["image_noise"]) == {"none", "gaussian"} and set(rows["panel_accuracy"].map(len)) == {12}
 
 
-def elsewhere(out, workers=1):
-    """A sweep in a process of its own, with its folder of rows."""
+def elsewhere(out, workers=1, epochs=(3,)):
+    """A sweep in a process of its own, with its folder of rows, once the first is there."""
+    plans = [f"sweep.plan('noisy_labels', **{MANY | {'epochs': n}!r}, out=sys.argv[1])" for n in epochs]
     code = (
         "import sys, pathlib; from lossbook import results, sweep\n"
         "results.PUBLISHED = pathlib.Path(sys.argv[1]) / 'none'\n"
-        f"sweep.run(sweep.plan('noisy_labels', **{MANY!r}, out=sys.argv[1]), workers={workers})"
+        f"sweep.run_all([{', '.join(plans)}], workers={workers})"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(out)])
     folder = out / "noisy_labels"
@@ -218,6 +219,15 @@ def test_workers_end_with_a_killed_sweep(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(children) >= 2 and not psutil.wait_procs(children, timeout=60)[1]
+
+
+def test_an_interrupted_sweep_ends_what_is_under_way(tmp_path):
+    """Interrupted alone, as by `kill -INT`: nobody reads what its workers would go on with."""
+    psutil = pytest.importorskip("psutil")
+    process, _ = elsewhere(tmp_path, workers=2, epochs=(1, 10_000))
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0 and not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_two_sweeps_on_one_folder(tmp_path):
@@ -548,7 +558,14 @@ def tuned(validation, test):
     pairs = list(itertools.product(("brier", "mae"), (1e-4, 1e-3, 1e-2)))
     tuning = tuple(Config(loss=loss, learning_rate=rate, seed=sweep.TUNING_SEED) for loss, rate in pairs)
     rows = [
-        {"hash": c.hash, "loss": c.loss, "learning_rate": c.learning_rate, "validation_accuracy": v, "test_accuracy": t}
+        dict(
+            hash=c.hash,
+            loss=c.loss,
+            learning_rate=c.learning_rate,
+            status="done",
+            validation_accuracy=v,
+            test_accuracy=t,
+        )
         for c, v, t in zip(tuning, validation, test, strict=True)
     ]
     return sweep.Plan("noisy_labels", tuning, (Config(loss="mae"), Config(loss="brier")), None), pandas.DataFrame(rows)
@@ -577,6 +594,31 @@ def test_a_tie_in_tuning_does_not_depend_on_the_order_of_the_rows():
     assert plan.chosen(rows) == plan.chosen(rows[::-1].reset_index(drop=True))
 
 
+def test_a_run_that_diverged_is_not_chosen():
+    """Of logits that are no numbers the first class is taken, which some images have."""
+    plan, rows = tuned([0.9, 0.2, 0.1] * 2, [0.5] * 6)
+    rates = {config.learning_rate for config in plan.chosen(rows.assign(status=["diverged", "done", "done"] * 2))}
+    assert rates == {1e-3}
+
+
+def test_rows_that_no_paper_profile_holds_do_not_hide_the_others():
+    def frame(configs):
+        made = {"hash": [config.hash for config in configs], "status": "done", "validation_accuracy": 0.5}
+        return pandas.DataFrame(map(vars, configs)).assign(**made)
+
+    paper = sweep.plan("noisy_labels", "paper", "mnist", "mlp", losses=["brier"], seeds=[0])
+    grid = paper.chosen(frame(paper.tuning))
+    results.PUBLISHED.mkdir(parents=True)
+    others = [Config(dataset="breast_cancer"), Config(model="vit")]
+    frame([*paper.tuning, *grid, *others]).to_parquet(results.PUBLISHED / "noisy_labels.parquet")
+    assert set(sweep.published("noisy_labels")["hash"]) == {config.hash for config in grid}
+
+
+def test_a_folder_may_be_that_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sweep.plan("noisy_labels", "smoke", out="~/rows").out == tmp_path / "rows"
+
+
 def test_tuning_runs_first_and_decides(tmp_path):
     tuning = tuple(Config(loss="brier", learning_rate=rate, epochs=1, seed=1000) for rate in (1e-6, 3e-3))
     grid = (Config(loss="brier", learning_rate=1e-6, epochs=1, seed=70),)
@@ -591,7 +633,11 @@ def test_a_plan_counts_the_grid_of_each_loss_that_is_tuned(tmp_path):
     of_brier = plan.of(["brier"])
     for config in (*of_brier.tuning, *of_brier.chosen(rows)):
         score = dict(zip(rows["hash"], rows["validation_accuracy"], strict=True)).get(config.hash)
-        row = vars(config) | {"hash": config.hash, "validation_accuracy": score, "seconds": 1.0, "device": "a CPU"}
+        row = (
+            vars(config)
+            | {"hash": config.hash, "validation_accuracy": score, "seconds": 1.0, "device": "a CPU"}
+            | {"status": "done"}
+        )
         results.write_row(row, "noisy_labels", tmp_path)
     ahead = sweep.outlook([plan], workers=1)
     assert list(ahead["runs"]) == [6, 2] and list(ahead["there"]) == [3, 1]

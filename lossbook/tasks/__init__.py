@@ -134,6 +134,7 @@ def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
 def row(task: Task) -> dict[str, object]:
     """Run a task and return its row: the configuration, results, wall time of all of `run`, and provenance."""
     device = default_device()
+    origin = provenance(device)  # of the sources that run, which may be edited meanwhile
     begin = time.perf_counter()
     with arithmetic("exact", device), torch.random.fork_rng():
         torch.manual_seed(derived_seed("dropout", task.seed))  # dropout takes torch's own generator
@@ -145,5 +146,5 @@ def row(task: Task) -> dict[str, object]:
         "status": "done",
         **found,
         "seconds": seconds,
-        **provenance(device),
+        **origin,
     }
