@@ -700,39 +700,43 @@ def test_verdict_the_order_of_losses_follows_the_protocol(study, name):
 def recipe():
     """The recipe of the notes and what is left of it without each part; variants stand where losses stand elsewhere."""
     rows = sweep.published("regularised_likelihood")
-    rows = rows[rows["dataset"].isin(["mnist", "fashion_mnist"])]
     return rows.assign(loss=rows["variant"], last_train_loss=rows["train_loss_curve"].str[-1])
 
 
 def test_recipe_runs_are_whole(recipe):
     """Five seeds of every variant, each at one learning rate; none diverged."""
     counts = recipe.groupby(["dataset", "variant"])[["seed", "learning_rate"]].nunique()
-    assert len(counts) == 12 and (counts["seed"] >= 5).all() and (counts["learning_rate"] == 1).all()
+    assert len(counts) == 18 and (counts["seed"] == 5).all() and (counts["learning_rate"] == 1).all()
     assert (recipe["status"] == "done").all()
 
 
 def test_verdict_of_the_recipe_dropout_is_what_shows(recipe):
-    """Dropout gains accuracy on Fashion-MNIST, on MNIST none; no other part moves accuracy beyond chance."""
+    """Dropout gains accuracy on Fashion-MNIST, perhaps on CIFAR10; no other part moves accuracy beyond chance."""
     table = against(recipe, "whole recipe", ["dataset"]).set_index(["dataset", "loss"])
     without = table.loc[("fashion_mnist", "without dropout")]
     assert without["difference"] + without["half_width"] < -0.5 and without["p_holm"] < 0.01
     others = table.drop(("fashion_mnist", "without dropout"))
-    assert (others["p_holm"] > 0.05).all() and (others["difference"].abs() < 0.5).all()
+    assert (others["p_holm"] > 0.05).all()
+    perhaps = [("cifar10", "without dropout"), ("cifar10", "without all three")]
+    assert (others.loc[perhaps, "p_holm"] < 0.06).all() and (others.loc[perhaps, "difference"] < -0.8).all()
+    assert (others.drop(perhaps)["difference"].abs() < 0.5).all()
 
 
 def test_verdict_of_the_recipe_it_serves_the_likelihood(recipe):
-    """Without dropout the test log-likelihood is worse on every seed; that of the squared error is, on average."""
+    """Without dropout it is worse on every seed, on CIFAR10 than guessing has; with the squared error on average."""
     nll = recipe.pivot_table(index=["dataset", "seed"], columns="variant", values="nll")
     assert (nll["without dropout"] > nll["whole recipe"] + 0.02).all()
-    assert (nll["without all three"] > nll["without dropout"]).all()
+    assert (nll.loc["cifar10", ["without dropout", "without all three"]] > numpy.log(10)).all(axis=None)
     assert (nll.groupby("dataset")["squared error"].mean() > nll.groupby("dataset")["whole recipe"].mean() + 0.01).all()
 
 
 @pytest.mark.parametrize("part", ["weight decay", "momentum"])
 def test_verdict_of_the_recipe_a_part_does_not_show(recipe, part):
     """Left out, at a learning rate of its own: within 0.2 points of accuracy and 0.01 nats, and not beyond chance."""
-    table = against(recipe, "whole recipe", ["dataset"]).set_index("loss").loc[f"without {part}"]
-    assert len(table) == 2 and (table["difference"].abs() < 0.2).all() and (table["p_holm"] > 0.05).all()
+    table = against(recipe, "whole recipe", ["dataset"]).set_index(["loss", "dataset"]).loc[f"without {part}"]
+    assert len(table) == 3 and (table["p_holm"] > 0.05).all()
+    near = table.drop("cifar10") if part == "momentum" else table  # there it costs a third of a point
+    assert (near["difference"].abs() < 0.2).all()
     nll = recipe.pivot_table(index="dataset", columns="variant", values="nll")
     assert ((nll[f"without {part}"] - nll["whole recipe"]).abs() < 0.01).all()
 
