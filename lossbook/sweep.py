@@ -515,10 +515,10 @@ def run_all(plans: Sequence[Plan], workers: int | None = None, deadline: float =
 
 
 def shortest_minutes(plans: Sequence[Plan], workers: int | None = None) -> float:
-    """What the shortest piece takes of all that is missing of one experiment, a run or a stack; 0 where nothing is."""
+    """What the shortest run takes of all that is missing of one experiment; 0 where nothing is."""
     rows = results.load(plans[0].experiment, plans[0].out)
     left = [run for plan in plans for run in missing(plan, plan.tuning) or missing(plan, plan.chosen(rows))]
-    return min((expected_seconds(stack[0], rows)[0] * len(stack) / 60 for stack in stacks(left, workers)), default=0.0)
+    return min((expected_seconds(stack[0], rows)[0] / 60 for stack in stacks(left, workers)), default=0.0)
 
 
 def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFrame:
@@ -632,13 +632,16 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"out={str(plan.out or results.RUNS)!r} cannot be written ({error}); name another") from error
+    begin, told, done = time.monotonic(), 0.0, 0
+    pieces = stacks(waiting, workers)
     known = results.load(plan.experiment, plan.out) if deadline < math.inf else None
+    if known is not None:
+        pieces = [part for stack in pieces for part in _cut(stack, (deadline - begin) / 2, known)]
 
     def fits(stack: list[Config]) -> bool:
         return time.monotonic() + expected_seconds(stack[0], known)[0] * len(stack) < deadline
 
-    begin, told, done = time.monotonic(), 0.0, 0
-    for rows in trained(stacks(waiting, workers), workers, fits if known is not None else None):
+    for rows in trained(pieces, workers, fits if known is not None else None):
         for row in rows:
             results.write_row(row, plan.experiment, plan.out)
         now, done = time.monotonic(), done + len(rows)
@@ -672,6 +675,13 @@ def stacks(configs: Iterable[Config], workers: int | None = None, device: str | 
         # sorted, because runs of the same loss that stand side by side share one call of it
         made += [sorted(group[i : i + size], key=lambda config: config.loss) for i in range(0, len(group), size)]
     return made
+
+
+def _cut(stack: list[Config], seconds: float, rows: pandas.DataFrame) -> list[list[Config]]:
+    """The stack in parts, none of which is expected to take longer than so many seconds if a run does not."""
+    each = expected_seconds(stack[0], rows)[0]
+    size = max(1, min(len(stack), int(seconds / each) if each else len(stack)))
+    return [stack[i : i + size] for i in range(0, len(stack), size)]
 
 
 def _carry_out(stack: list[Config] | list[tasks.Task]) -> list[dict[str, object]]:

@@ -427,6 +427,20 @@ def test_with_a_deadline_nothing_waits_for_a_worker(tmp_path, monkeypatch):
     assert len([first, *rows]) == 3 and not multiprocessing.active_children()
 
 
+def test_a_stack_that_is_longer_than_the_time_is_cut(tmp_path, monkeypatch):
+    """Eight runs of five seconds, and half a minute: a part takes at most half of it."""
+    trained = []
+    monkeypatch.setattr(sweep, "expected_seconds", lambda config, rows: (5.0, "measured"))
+    monkeypatch.setattr(sweep, "trained", lambda pieces, workers, fits: trained.extend(pieces) or iter(()))
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: 0.0)
+    plan = small(tmp_path, **MANY)
+    assert [len(stack) for stack in sweep.stacks(plan.grid, 1)] == [8]
+    sweep.run(plan, workers=1, deadline=30.0)
+    assert [len(part) for part in trained] == [3, 3, 2]
+    assert {config.hash for part in trained for config in part} == {config.hash for config in plan.grid}
+    assert sweep.shortest_minutes([plan], 1) == 5 / 60
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_there_is_no_time_for_does_not_keep_the_rest_waiting(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "VALUES_TOGETHER", {"cpu": 0, "cuda": 0})
