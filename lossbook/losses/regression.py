@@ -78,9 +78,9 @@ def tukey(prediction: Tensor, target: Tensor, *, c: float = 4.6851, scale: float
     scale  s: "mad" is the `mad` of the residuals of this batch, for each output; or a number; or a tensor () or
            (outputs,), which is not asked whether it is positive. With "mad" the gradient goes through it, so that it
            is the derivative of the value. The factor s² is why that works: without it, the value would not change if
-           all residuals grew together. To hold it constant pass regression.mad(prediction - target).detach(). That trains better
-           while up to 30 % of the targets are wrong (`notebooks/experiments/robust_regression.ipynb`): the gradient of
-           a median rests on few examples.
+           all residuals grew together. To hold it constant pass regression.mad(prediction - target).detach(). That
+           trains better while up to 30 % of the targets are wrong (`notebooks/experiments/robust_regression.ipynb`):
+           the gradient of a median rests on few examples.
 
     MAD = 0, where more than half of the residuals are equal: value and gradient are 0, their limit as s → 0.
     ValueError for shapes that differ, a bad c or scale, and for "mad" with fewer than two examples.
