@@ -100,11 +100,17 @@ def _losses(given) -> int:
 def _data(given) -> int:
     from lossbook import data
 
+    status = 0
     for name in given.names or filter(data.is_there, data.NAMES):
-        dataset = data.load(name)
+        try:
+            dataset = data.load(name)
+        except data.DataError as error:  # the others may be whole
+            print(f"lossbook: {error}", file=sys.stderr)
+            status = 2
+            continue
         shape, train, test = dataset.x_train.shape[1:], len(dataset.y_train), len(dataset.y_test)
         print(f"{name:14} {train} training and {test} test images {shape}")
-    return 0
+    return status
 
 
 def _run(given) -> int:

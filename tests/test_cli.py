@@ -34,6 +34,14 @@ def test_data(capsys):
     assert capsys.readouterr().out.split() == "digits 1437 training and 360 test images (8, 8)".split()
 
 
+def test_a_damaged_set_does_not_hide_the_others(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOSSBOOK_DATA", str(tmp_path))
+    (tmp_path / "mnist.npz").write_bytes(b"no archive")
+    assert main(["data", "mnist", "digits"]) == 2
+    out, error = capsys.readouterr()
+    assert out.startswith("digits ") and error.startswith("lossbook: ") and "mnist.npz" in error
+
+
 def test_run_and_publish(capsys, tmp_path):
     assert main([*SMOKE, "--losses", "brier", "fourier(s=2)", "--workers", "1"]) == 0
     assert capsys.readouterr().out == "noisy_labels digits mlp: 2 done\n"
