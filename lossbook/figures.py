@@ -99,6 +99,11 @@ def caption(figure: Figure, text: str) -> None:
     figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=7.5, color="#444444")
 
 
+def label_below(panels, text: str) -> None:
+    """The x label of panels that stand side by side, written once, under their middle."""
+    panels[len(panels) // 2].set_xlabel(text, x=0.5 if len(panels) % 2 else -0.05)
+
+
 def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ()) -> None:
     """Keep a figure as figures/<name>.png and .pdf, with a JSON that says from what.
 
@@ -332,8 +337,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
         axis.set_title(setting)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
     axes[0, 0].set_ylim(len(order) - 0.3, -0.7)  # the first at the top, in all panels
-    middle = 0.5 if columns % 2 else -0.02  # of the panels, seen from the one that has the label
-    axes[-1, columns // 2].set_xlabel(f"test accuracy less that of {look(baseline).label} (points)", x=middle)
+    label_below(axes[-1], f"test accuracy less that of {look(baseline).label} (points)")
     axes[0, -1].legend(named.values(), named, loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Points are mean differences over shared seeds, bars")
     caption(figure, f"{text} The scale is linear from -1 to 1 and logarithmic beyond; ticks at 1, 3, 10, 30 and 100.")

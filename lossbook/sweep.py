@@ -543,7 +543,7 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
             passes = sum(getattr(run, "epochs", 1) for run in waiting) / getattr(first, "epochs", 1)
             minutes = cost * passes / 60 if known else math.nan
             if default_device().type == "cpu":  # a network that fills a GPU gains nothing by sharing it
-                minutes /= max(1, min(_workers(workers), len(stacks(waiting, workers))))
+                minutes /= max(1, min(_workers(workers), len(waiting)))
             lines.append({
                 "dataset": configs[0].dataset, "model": configs[0].model, "variant": plan.variant, "part": part,
                 "runs": len(configs), "there": len(configs) - len(waiting), "minutes": minutes, "basis": basis,
@@ -679,8 +679,8 @@ def stacks(configs: Iterable[Config], workers: int | None = None, device: str | 
 
 def _cut(stack: list[Config], seconds: float, rows: pandas.DataFrame) -> list[list[Config]]:
     """The stack in parts, none of which is expected to take longer than so many seconds if a run does not."""
-    each = expected_seconds(stack[0], rows)[0]
-    size = max(1, min(len(stack), int(seconds / each) if each else len(stack)))
+    each = expected_seconds(stack[0], rows)[0] if len(stack) > 1 else 0.0
+    size = max(1, int(seconds / each)) if each else len(stack)
     return [stack[i : i + size] for i in range(0, len(stack), size)]
 
 

@@ -118,14 +118,14 @@ class _FromHalf(torch.autograd.Function):
         return gradient.clamp(-largest, largest).half()
 
 
-def _outside_autocast(function: Callable[..., Tensor], features: Tensor, *rest, **hyper) -> Tensor:
+def _outside_autocast(function: Callable[..., Tensor], features: Tensor, *rest: Tensor) -> Tensor:
     """function(features, ...), in float32 or wider."""
     features = _FromHalf.apply(features) if features.dtype == torch.float16 else wide(features)
     dtype, device = features.dtype, features.device.type
     if torch.compiler.is_compiling() and torch.is_autocast_enabled(device):
         features = features.double()  # compiled there, the backward of a product is taken in bfloat16; of float64 not
     with torch.autocast(device, enabled=False):
-        return function(features, *rest, **hyper).to(dtype)
+        return function(features, *rest).to(dtype)
 
 
 def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
