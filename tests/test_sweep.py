@@ -136,12 +136,21 @@ def test_parameters_of_a_notebook():
     ],
 )
 def test_every_plan_stands(experiment, profile, dataset, model):
-    if experiment == "regularised_likelihood" and model != "mlp":  # it compares a network with and without dropout
-        with pytest.raises(ValueError, match="allowed: mlp"):
-            sweep.plan(experiment, profile, dataset, model, variant="whole recipe")
-        return
+    made_for = {"regularised_likelihood": "mlp", "airbench": "airbench"}.get(experiment, model)
     for variant in sweep.variants(experiment):
-        stands(sweep.plan(experiment, profile, dataset, model, variant=variant))
+        if model != made_for:
+            with pytest.raises(ValueError, match=f"allowed: {made_for}"):
+                sweep.plan(experiment, profile, dataset, model, variant=variant)
+        else:
+            stands(sweep.plan(experiment, profile, dataset, model, variant=variant))
+
+
+@pytest.mark.parametrize("profile", sweep.PROFILES)
+def test_airbench_is_of_one_network(profile):
+    """Nothing but the profile is named: the plan is of the network and the data set that the recipe is made for."""
+    plan = sweep.plan("airbench", profile)
+    stands(plan)
+    assert {(config.dataset, config.model) for config in plan.grid} == {("cifar10", "airbench")}
 
 
 def stands(plan):
