@@ -169,6 +169,8 @@ def test_condition_numbers(shape):
     for symbol, value in itertools.product(("wrap", "sin"), (0, 0.5, 1, 2)):
         values = np.linalg.eigvalsh(spectral.quadratic_form(len(points), value, symbol, points))[1:]
         close(order.condition_number(shape, symbol, sympy.nsimplify(value)).evalf(), values[-1] / values[0])
+    with pytest.raises(ValueError, match=r"'raw'.*allowed: wrap, sin"):
+        order.condition_number(shape, "raw")
 
 
 # --- noise in the labels -------------------------------------------------------------------------------------

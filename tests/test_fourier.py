@@ -275,8 +275,8 @@ def thrice(function):
 def test_every_path_is_smooth_and_maps(classes, largest, monkeypatch):
     monkeypatch.setattr(spectral, "LARGEST_QUADRATIC_FORM", largest)
     random = torch.Generator().manual_seed(0)
-    z = torch.randn(2, classes, generator=random, dtype=torch.float64, requires_grad=True)
-    soft = torch.from_numpy(probabilities(0, classes, 2))
+    z = torch.randn(3, classes, generator=random, dtype=torch.float64, requires_grad=True)  # a third is not exact
+    soft = torch.from_numpy(probabilities(0, classes, 3))
     form = torch.from_numpy(spectral.quadratic_form(classes))
     one_hot = torch.eye(classes, dtype=torch.float64)
 
@@ -284,7 +284,7 @@ def test_every_path_is_smooth_and_maps(classes, largest, monkeypatch):
         u = torch.softmax(z, -1) - y
         return ((u @ form) * u).sum(-1)
 
-    for target, y in ((torch.tensor([1, 5]), one_hot[[1, 5]]), (soft, soft)):
+    for target, y in ((torch.tensor([1, 5, 0]), one_hot[[1, 5, 0]]), (soft, soft)):
         assert gradcheck(lambda z, t=target: fourier(z, t), z, check_forward_ad=True)
         assert gradgradcheck(lambda z, t=target: fourier(z, t), z, check_fwd_over_rev=True)
         torch.testing.assert_close(fourier(z, target), reference(z, y))
@@ -297,7 +297,7 @@ def test_every_path_is_smooth_and_maps(classes, largest, monkeypatch):
             torch.testing.assert_close(ours, theirs)
         mapped = torch.func.vmap(torch.func.grad(fourier))(z.detach(), target)
         torch.testing.assert_close(mapped, torch.func.vmap(torch.func.grad(reference))(z.detach(), y))
-        torch.testing.assert_close(fourier(z.view(2, 1, -1), target.unsqueeze(1)), reference(z, y)[:, None])
+        torch.testing.assert_close(fourier(z.view(3, 1, -1), target.unsqueeze(1)), reference(z, y)[:, None])
 
 
 @PATHS

@@ -340,6 +340,19 @@ def test_documented_gradients_of_js_and_nce_rce(seed, classes, pi, alpha, beta):
     torch.testing.assert_close(found, stated, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pi", [0.1, 0.5, 0.7, 0.95])
+def test_gradient_of_js_keeps_its_digits_at_small_probabilities(pi, dtype):
+    """In proportion, far below where e^x - 1 is -1; in float32 down to e^-40, whose square is still a number."""
+    count = 40 if dtype is torch.float32 else 80
+    z = torch.stack([torch.zeros(count), torch.arange(count)], 1).to(dtype)
+    labels = torch.zeros(count, dtype=torch.long)
+    p_y = torch.softmax(z.double(), 1)[:, 0]
+    stated = p_y * (p_y - 1) * torch.log((1 - pi) * p_y / (pi + (1 - pi) * p_y)) / math.log1p(-pi)
+    found = gradient(lambda z: losses.js(z, labels, pi=pi), z)[:, 0].double()
+    torch.testing.assert_close(found, stated, rtol=1e-4 if dtype is torch.float32 else 1e-10, atol=0)
+
+
 @settings(deadline=None, max_examples=20)
 @example(seed=0, classes=2, exponent=-14.0, near_one=True)
 @given(seed=seeds, classes=st.integers(2, 12), exponent=st.floats(-14, 0), near_one=st.booleans())

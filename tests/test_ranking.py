@@ -327,16 +327,16 @@ def test_scores_that_are_not_finite_show():
 
 @EACH
 def test_work_of_the_divide_and_conquer(measure):
-    """Within twice n log2 p + p log2 n, growing as that does; the exhaustive scan looks at all p n pairs."""
+    """Within twice n log2(p + 1) + p log2 n, growing as that does; the exhaustive scan looks at all p n pairs."""
     random = numpy.random.default_rng(0)
-    for p, n in ((30, 300), (100, 2000), (30, 20_000), (500, 500)):
+    for p, n in ((1, 1000), (2, 1000), (30, 300), (100, 2000), (30, 20_000), (500, 500)):
         s, t = -numpy.sort(-random.standard_normal(p)), random.standard_normal(n)
         divided, exhaustive = Counter(), Counter()
         ranking.best_positions(s, t, measure, leaf=0, counter=divided)
         ranking.best_positions(s, t, measure, leaf=math.inf, counter=exhaustive)
         assert divided["sort"] == 0 and exhaustive["scan"] == p * n
-        assert divided.total() < 2 * (n * math.log2(p) + p * math.log2(n))
-        assert exhaustive.total() > 2.5 * divided.total()
+        assert divided.total() < 2 * (n * math.log2(p + 1) + p * math.log2(n))
+        assert exhaustive.total() > 2.5 * divided.total() or p < 30
 
 
 @pytest.mark.parametrize(("p", "n"), [(1, 3), (2, 2), (2, 3), (3, 2)])

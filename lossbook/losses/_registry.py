@@ -20,7 +20,7 @@ from lossbook.checks import check_name, check_range
 class Entry:
     """One row of the catalogue: the loss, its properties, and the range of each numeric hyper-parameter.
 
-    The properties are statements about the loss at its defaults. `tests/test_losses.py` checks every one.
+    The properties are statements about the loss of a class, at its defaults. `tests/test_losses.py` checks every one.
 
     proper     the expected loss under label distribution q is least exactly at p = q
     symmetric  the sum of the loss over all C labels is the same for every prediction

@@ -60,7 +60,7 @@ def kl_divergence(
 
     class_reduction  "mean" divides by C, as PyTorch's default reduction does: gradient (p - y) / C
     clip             both p and y are raised to at least this, in Keras 1e-7: bounded by -ln(clip), not convex, and
-                     for a class y no gradient pulls at an example with p_y < clip
+                     for a class y with p_y < clip no gradient is left but that of the other classes, below clip
     direction        "reverse" is Σ_k p_k (ln p_k - ln y_k), infinite on a class label and so refused without a clip
     domain           what is put for ln p: "probabilities" puts p, which makes -p_y of a class label, half of `mae`
                      less 1; "logits" puts z, which makes -z_y: linear, without a lower bound, no softmax in it

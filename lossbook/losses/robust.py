@@ -33,7 +33,7 @@ def gce(logits: Tensor, target: Tensor, *, q: float = 0.7) -> Tensor:
 
 
 def reverse_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
-    """-Σ_k p_k ln y_k with ln 0 := ln 1e-4; for a class y it is -ln(1e-4) (1 - p_y), half of `mae` times 9.21."""
+    """-Σ_k p_k ln max(y_k, 1e-4); for a class y it is -ln(1e-4) (1 - p_y), half of `mae` times 9.21."""
     if target.is_floating_point():
         log_y = target.clamp_min(FOR_ZERO).log()  # so that the slope in a target of zero is a number
         return -(log_p.exp() * log_y).sum(-1)
@@ -50,7 +50,7 @@ def reverse_cross_entropy(log_p: Tensor, target: Tensor) -> Tensor:
     ranges={"alpha": "[0, inf)", "beta": "[0, inf)"},
 )
 def sce(logits: Tensor, target: Tensor, *, alpha: float = 0.1, beta: float = 1.0) -> Tensor:
-    """α cross_entropy + β reverse cross-entropy, where ln 0 := ln 1e-4
+    """α cross_entropy + β reverse cross-entropy, where ln y := ln max(y, 1e-4)
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, inf).
     Gradient in z for a class y: (α + β A p_y) (p - e_y) with A = -ln 1e-4 = 9.21. MNIST in the literature: α = 0.01.
@@ -92,28 +92,33 @@ def js(logits: Tensor, target: Tensor, *, pi: float = 0.7) -> Tensor:
     """[π KL(y ‖ m) + (1 - π) KL(p ‖ m)] / -(1 - π) ln(1 - π), with m = π y + (1 - π) p
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, H(π)/Z] with
-    H the binary entropy and Z = -(1 - π) ln(1 - π). Limits: cross-entropy as π → 0; for a class y
-    half of `mae` as π → 1. There it depends on p_y alone: off the class p_k / m_k = 1 / (1 - π).
+    H the binary entropy and Z = -(1 - π) ln(1 - π). Limits: `kl_divergence` as π → 0, which for a class is
+    cross-entropy; for a class y half of `mae` as π → 1. Of a class it depends on p_y alone, as elsewhere
+    p_k / m_k = 1 / (1 - π).
     Gradient in z for a class y: p_y (p - e_y) ln((1 - π) p_y / m_y) / ln(1 - π).
     """
     log_p, scale = torch.log_softmax(logits, -1), (1 - pi) * math.log1p(-pi)
     if not target.is_floating_point():
         log_p = expected(log_p, target)
-        over_p, over_y = _log_of_mixture(-log_p, pi)
+        over_p, over_y = _logs_of_mixture(-log_p, pi)
         return one_minus_exp(log_p) + (pi * over_y + (1 - pi) * log_p.exp() * over_p) / scale
     log_y = target.clamp_min(torch.finfo(target.dtype).tiny).log()
-    over_p, over_y = _log_of_mixture(log_y - log_p, pi)
+    over_p, over_y = _logs_of_mixture(log_y - log_p, pi)
     return (pi * target * over_y + (1 - pi) * log_p.exp() * over_p).sum(-1) / scale
 
 
-def _log_of_mixture(log_ratio: Tensor, pi: float) -> tuple[Tensor, Tensor]:
-    """ln(m / p) and ln(m / y) from ln(y / p), with m = π y + (1 - π) p; for a π near 0 or 1 they keep their digits.
+def _logs_of_mixture(log_ratio: Tensor, pi: float) -> tuple[Tensor, Tensor]:
+    """ln(m / p) and ln(m / y) from ln(y / p), with m = π y + (1 - π) p.
 
     The ratio is cut to e^-60 ... e^80, the first far below the least 1 - π, which is e^-36.
     """
     log_ratio = log_ratio.clamp(-60, 80)  # e^80 fits float32, and with ln 0 there would be no second derivative
-    if pi <= 0.5:
-        over_p = torch.log1p(pi * torch.expm1(log_ratio))
-        return over_p, over_p - log_ratio
-    over_y = torch.log1p((1 - pi) * torch.expm1(-log_ratio))
-    return over_y + log_ratio, over_y
+    return _log_of_mixture(log_ratio, pi, 1 - pi), _log_of_mixture(-log_ratio, 1 - pi, pi)
+
+
+def _log_of_mixture(x: Tensor, weight: float, rest: float) -> Tensor:
+    """ln(rest + weight e^x); the two add up to 1. A small value, a small slope and a small weight keep their digits."""
+    if weight <= 0.5:
+        return torch.log1p(-weight * one_minus_exp(x))
+    near = torch.log1p(weight * torch.expm1(x.clamp_min(-1)))
+    return torch.where(x > -1, near, torch.log(rest + weight * torch.exp(x)))

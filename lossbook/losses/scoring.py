@@ -32,6 +32,7 @@ def mae(logits: Tensor, target: Tensor) -> Tensor:
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, 2].
     Gradient in z for a class y: 2 p_y (p - e_y). Symmetric: the sum over all labels is 2 (C - 1). Some papers halve it.
+    Smooth for a class; for a distribution y it has kinks, where a p_k is y_k.
     """
     if target.is_floating_point():
         return (torch.softmax(logits, -1) - target).abs().sum(-1)

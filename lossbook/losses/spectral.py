@@ -216,8 +216,9 @@ class _OfLabels(torch.autograd.Function):
         # asked for a second time, for many slopes at once (is_grads_batched), or to be differentiated: by its formula
         logits, labels, hessian = ctx.saved_tensors
         p, label = torch.softmax(logits, -1), labels.unsqueeze(-1)
-        in_p = p.scatter_add(-1, label, p.new_full(label.shape, -1)) @ hessian
-        slope = ctx.share * (slope.unsqueeze(-1) if slope.ndim else slope)
+        u = p.scatter_add(-1, label, p.new_full(label.shape, -1))
+        in_p = torch.addmm(u, u, hessian, beta=0, alpha=ctx.share)  # the share enters as above, to the last bit
+        slope = slope.unsqueeze(-1) if slope.ndim else slope
         return slope * torch._softmax_backward_data(in_p, p, -1, p.dtype), None, None, None, None
 
 

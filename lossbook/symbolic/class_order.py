@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import sympy
 from sympy import Expr, Matrix, Rational, Symbol, cos, pi
 
+from lossbook.checks import check_name
 from lossbook.symbolic.fourier_loss import frequency, s
 
 
@@ -110,7 +111,11 @@ def squared_frequency(k: Sequence[int], shape: Sequence[int], symbol: str = "wra
 
 
 def condition_number(shape: Sequence[int], symbol: str = "wrap", order: Expr = s) -> Expr:
-    """Largest eigenvalue over the smallest positive one, on a grid whose every point carries a class."""
+    """Largest eigenvalue over the smallest positive one, on a grid whose every point carries a class.
+
+    symbol  "wrap" or "sin"; of "raw" an eigenvalue is the mean of two powers, and no power itself
+    """
+    check_name("symbol of a condition number", symbol, ("wrap", "sin"))
     squares = [squared_frequency(k, shape, symbol) for k in itertools.product(*map(range, shape)) if any(k)]
     return (max(squares) / min(squares)) ** order
 
