@@ -746,6 +746,7 @@ def _provenance(device: torch.device) -> dict[str, str]:
     )
     # installed, it may lie in a repository of something else
     ours = git.returncode == 0 and here.parent.samefile(git.stdout.splitlines()[0])
+    changed = ours and subprocess.run(["git", "-C", here, "status", "--porcelain", "."], capture_output=True).stdout
     name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
@@ -760,13 +761,13 @@ def _provenance(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "lossbook": __version__,
-        "commit": git.stdout.splitlines()[1] if ours else "unknown",
+        "commit": git.stdout.splitlines()[1] + ("-dirty" if changed else "") if ours else "unknown",
         "sources": sources,
     }
 
 
 def provenance(device: torch.device, together: int = 1) -> dict[str, str]:
-    """Where a row comes from: device, versions, commit, and a hash of the library's sources (for a dirty tree)."""
+    """Where a row comes from: device, versions, commit ("-dirty": changed since), and a hash of the library."""
     found = dict(_provenance(device))
     if device.type == "cpu":
         found["device"] += ", 1 thread" if threads() == 1 else f", {threads()} threads"

@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -562,3 +565,33 @@ def test_each_seed_permutes_the_classes_anew():
     assert len({loss(logits, torch.arange(20) % 10).sum().item() for loss in made}) == 5
     fixed = make_loss(Config(loss="fourier(placement='permuted', permutation_seed=3)", seed=1), 10)
     assert fixed.hyper["permutation_seed"] == 3
+
+
+def test_a_row_names_the_commit_and_whether_the_library_was_changed_since(tmp_path, monkeypatch):
+    package = tmp_path / "lossbook"
+    shutil.copytree(Path(training.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(training, "__file__", str(package / "training.py"))
+
+    def git(*arguments):
+        who = ("-c", "user.name=nobody", "-c", "user.email=nobody")
+        done = subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def provenance():
+        training._provenance.cache_clear()
+        return training.provenance(torch.device("cpu"))
+
+    try:
+        assert provenance()["commit"] == "unknown"
+        git("init", "--quiet")
+        git("add", ".")
+        git("commit", "--quiet", "--message", "one")
+        clean = provenance()
+        assert clean["commit"] == git("rev-parse", "--short=12", "HEAD")
+        (tmp_path / "README.md").write_text("beside the library")
+        assert provenance() == clean
+        (package / "new.py").write_text("x = 1")
+        changed = provenance()
+        assert changed["commit"] == clean["commit"] + "-dirty" and changed["sources"] != clean["sources"]
+    finally:
+        training._provenance.cache_clear()
