@@ -2,6 +2,7 @@
 
     snakemake --cores 2 --config profile=quick            every notebook
     snakemake --cores 2 --config profile=quick -- derivations    the derivations alone
+    snakemake --cores 2 --config profile=paper            every notebook, the experiments once for each data set and network
 
 A job runs again when its notebook, the part of the library it uses, or the profile has changed. The rows of single
 runs (data/runs/) are no outputs here: the library keeps them, and a rerun skips those that are there.
@@ -35,14 +36,25 @@ def library(*patterns):
     return sorted({path for pattern in patterns for path in glob(f"lossbook/{pattern}.py", recursive=True)})
 
 
-def profile_argument(wildcards):
-    """The profile, for papermill, where the experiment has it among its parameters."""
+def experiments():
+    """Where the executed experiments go: a notebook each; of the paper profile, one for each data set and network."""
+    if config["profile"] != "paper":
+        return executed("experiments/*")
+    from lossbook import sweep
+
+    names = [Path(path).stem for path in sorted(glob("notebooks/experiments/*.ipynb"))]
+    pairs = [(name, *pair) for name in names for pair in sweep.pairs(name, "paper")]
+    return [f"build/notebooks/experiments/{name}/{dataset}-{model}.ipynb" for name, dataset, model in pairs]
+
+
+def arguments(wildcards):
+    """Profile, data set and network for papermill, where the experiment has them among its parameters."""
+    values = {"profile": config["profile"], **{key: wildcards.get(key) for key in ("dataset", "model")}}
     notebook = Path("notebooks/experiments", f"{wildcards.name}.ipynb")
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            if re.search(r"^profile\b", "".join(cell["source"]), flags=re.MULTILINE):
-                return f"-p profile {config['profile']}"
-    return ""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    source = "".join(line for c in cells if "parameters" in c["metadata"].get("tags", []) for line in c["source"])
+    known = [key for key, value in values.items() if value and re.search(rf"^{key}\b", source, flags=re.MULTILINE)]
+    return " ".join(f"-p {key} {values[key]}" for key in known)
 
 
 def cores(wildcards):
@@ -55,10 +67,16 @@ def cores(wildcards):
         return 2
 
 
+wildcard_constraints:
+    name="[^/]+",
+    dataset="[^/-]+",
+    model="[^/-]+",
+
+
 rule all:
     input:
         executed("derivations/*"),
-        executed("experiments/*"),
+        experiments(),
         executed("figures/*"),
         executed("00_start_here"),
 
@@ -112,12 +130,19 @@ use rule derivation as experiment with:
     log:
         "build/notebooks/experiments/{name}.log",
     params:
-        parameters=profile_argument,
+        parameters=arguments,
         afresh=os.environ.get("LOSSBOOK_AFRESH", ""),  # another value runs it again
     threads: cores
     resources:
         mem_mb=16000,
         runtime=480,
+
+
+use rule experiment as experiment_of_a_pair with:
+    output:
+        "build/notebooks/experiments/{name}/{dataset}-{model}.ipynb",
+    log:
+        "build/notebooks/experiments/{name}/{dataset}-{model}.log",
 
 
 use rule derivation as figure with:
@@ -143,5 +168,5 @@ use rule derivation as start_here with:
 
 
 onstart:
-    total, profile = len(executed("**/*")), config["profile"]
+    total, profile = len(executed("**/*") if config["profile"] != "paper" else rules.all.input), config["profile"]
     print(f"Running what has changed of {total} notebooks, profile {profile}; a line as each is done.", flush=True)

@@ -271,6 +271,25 @@ def test_verdict_the_simplex_costs_nothing(fashion):
     assert (table["low"] > -0.3).all() and (table["high"] < 0.3).all()
 
 
+def test_verdict_features_under_a_softmax_are_farther_from_a_simplex():
+    """In every run, than those under the squared cosine; the means are what the table of claims says."""
+    rows = sweep.published("pod").query("loss in (@CE, @FIXED)")
+    rows = rows.assign(off=rows["simplex_curve"].str[-1])
+    off = rows.pivot(index=["dataset", "seed"], columns="loss", values="off")
+    assert (off[CE] > 1.4 * off[FIXED]).all()
+    means = off.groupby("dataset").mean().round(2).loc[["mnist", "fashion_mnist", "cifar10"]]
+    assert means[CE].tolist() == [0.24, 0.28, 0.41] and means[FIXED].tolist() == [0.04, 0.13, 0.26]
+
+
+def test_verdict_the_squared_cosine_is_an_effective_loss_of_features_alone():
+    """Nothing in it is learned but the features; on the grey sets it is no worse than cross-entropy."""
+    head = hypersphere.head(FIXED, 10, 64)
+    assert not list(head.parameters())
+    rows = sweep.published("pod")
+    for dataset in ("mnist", "fashion_mnist"):
+        assert less(rows[rows["dataset"] == dataset], CE).loc[FIXED, "low"] > -0.3
+
+
 def test_verdict_what_drops_the_norm_is_behind_on_cifar10():
     """Every head that judges by directions, on the simplex or learned, beyond chance; no head that keeps the norm."""
     table = less(sweep.published("pod").query("dataset == 'cifar10'"), CE)

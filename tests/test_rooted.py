@@ -343,6 +343,40 @@ def test_strictly_convex_in_the_weights_if_and_only_if_the_rank_is_full(k):
     assert torch.linalg.eigvalsh(hessian(rooted_at(k), twice, w))[0].abs() < 1e-12
 
 
+@pytest.mark.parametrize("form", [logistic, rooted_at(1.0), rooted_at(3.0)])
+def test_rate_hangs_on_the_data_matrix_and_on_separability(form):
+    """The bound on the condition number; a factor a step where a minimiser exists, 1/t where the data is separable."""
+    for seed in range(5):
+        data = not_separable(seed)
+        w = newton(form, data)
+        curvature = second(form, data @ w)
+        bound = torch.linalg.cond(data) ** 2 * curvature.max() / curvature.min()
+        assert torch.linalg.cond(hessian(form, data, w)) <= bound
+    values = torch.linalg.eigvalsh(hessian(form, data, w))
+    kappa, step = values[-1] / values[0], 2 / (values[0] + values[-1])
+    best, at, errors = w, w + 1e-5 * torch.ones_like(w), []
+    for _ in range(60):
+        errors.append((at - best).norm())
+        at = at - step * slope(linear(form, data), at)
+    assert errors[-1] / errors[-11] == pytest.approx(((kappa - 1) / (kappa + 1)).item() ** 10, rel=1e-2)
+
+    apart = torch.tensor([[1.0, 0.2], [0.3, 1.0]]).double()
+    w, falls = torch.zeros(2).double(), {}
+    for t in range(1, 4097):
+        w = w - 0.1 * slope(linear(form, apart), w)
+        if t in (1024, 4096):
+            falls[t] = linear(form, apart)(w).item()
+    assert 3.5 < falls[1024] / falls[4096] < 4.5
+
+
+@pytest.mark.parametrize("form", [logistic, rooted_at(3.0), lambda u: BOUNDED(u, k=3.0, m=3.0)])
+def test_two_weights_one_after_the_other_make_a_saddle(form):
+    """The Hessian of a loss of the margin a b, where both are zero."""
+    at = torch.autograd.functional.hessian(lambda w: form(w[:1] * w[1:]).sum(), torch.zeros(2).double())
+    size = slope(form, torch.zeros(1).double()).abs()
+    torch.testing.assert_close(torch.linalg.eigvalsh(at), torch.cat([-size, size]))
+
+
 @pytest.mark.parametrize("k", [0.5, 1.0, 3.0, 20.0, 200.0])
 def test_hessian_exceeds_the_logistic_one_at_every_point(k):
     data = not_separable(examples=40)
