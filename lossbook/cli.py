@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 from lossbook.losses import catalogue
 from lossbook.losses._registry import FLAGS
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("tables", nargs="*", help="all of them if none is named")
 
     figures = commands.add_parser("figures", help="redraw the figures of the committed tables, without training")
-    figures.add_argument("notebooks", nargs="*", help="those that draw them; all of them if none is named")
+    figures.add_argument("notebooks", nargs="*", help="those that draw them, by name or path; all if none is named")
 
     claims = commands.add_parser("claims", help="every claim of the sources and its verdict")
     claims.add_argument("--markdown", action="store_true", help="as the table of the README")
@@ -114,7 +115,7 @@ def _data(given) -> int:
 
 
 def _run(given) -> int:
-    from lossbook import sweep
+    from lossbook import results, sweep
 
     began = time.monotonic()
     if given.afresh:
@@ -144,6 +145,9 @@ def _run(given) -> int:
         status = ", ".join(f"{count} {name}" for name, count in states.items())
         what = (given.experiment, plan.grid[0].dataset, plan.grid[0].model, plan.variant)
         print(f"{' '.join(filter(None, what))}: {status}", flush=True)
+    folder = results.row_path(given.experiment, "", plans[0].out).parent
+    merges = f"; lossbook publish {given.experiment} merges them into the table of the figures and verdicts"
+    print(f"rows: {folder}{'' if given.out else merges}")
     return 0
 
 
@@ -169,10 +173,11 @@ def _figures(given) -> int:
     from lossbook import figures
     from lossbook.checks import check_name
 
-    known = figures.notebooks()
-    for notebook in given.notebooks:
-        check_name("notebook", notebook, known)
-    chosen = given.notebooks or known
+    known = {Path(notebook).stem: notebook for notebook in figures.notebooks()}
+    names = [Path(notebook).stem for notebook in given.notebooks] or list(known)
+    for name in names:
+        check_name("notebook", name, list(known))
+    chosen = [known[name] for name in names]
     if not chosen:
         raise ValueError(f"no notebook under {figures.FOLDER.parent} draws figures; run this inside the project")
     workers = min(len(chosen), os.cpu_count() or 1)  # drawing takes one core, and pyplot one thread a process

@@ -503,7 +503,7 @@ def run(plan: Plan, workers: int | None = None, deadline: float = math.inf) -> p
     The runs go to `workers` processes: on the CPU LOSSBOOK_WORKERS, else one a core, each of one thread or
     of LOSSBOOK_THREADS; on a GPU one. More share it, which pays where a network by itself leaves it idle. Runs
     that gain by it are trained together, as one stacked model.
-    Each row is written as its run ends, so a killed sweep loses what is in flight and no more.
+    Each row is written as its run ends, those of a stack together: a killed sweep loses what is in flight and no more.
 
     deadline  on the clock of time.monotonic(): nothing is begun that is expected to end later
     """

@@ -287,3 +287,21 @@ def test_checks_refuse_a_spoilt_notebook(spoil, problem):
     notebook = sound_notebook()
     spoil(*notebook.cells)
     assert any(problem in found for found in problems(notebook))
+
+
+@pytest.mark.parametrize("profile", ["quick", "paper"])
+def test_snakemake_runs_each_experiment_once_or_on_every_set_of_the_paper_profile(profile):
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--printshellcmds", "--forceall", "--nolock"]
+    done = subprocess.run(
+        [*command, "--cores", "1", "--config", f"profile={profile}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = re.findall(r"-m papermill .*? (-p .*?) notebooks/experiments/(\w+)\.ipynb", done.stdout + done.stderr)
+    wanted = []
+    for path in EXPERIMENTS:
+        names = {line.split()[0] for line in parameters_cells(read(path))[0].source.splitlines()}
+        for dataset, model in sweep.pairs(path.stem, "paper") if profile == "paper" else [("", "")]:
+            given = {"profile": profile, "dataset": dataset, "model": model}
+            given = [f"-p {key} {value}" for key, value in given.items() if value and key in names]
+            wanted.append((" ".join(given), path.stem))
+    assert sorted(calls) == sorted(wanted)
