@@ -491,6 +491,8 @@ def test_verdict_no_loss_finds_a_rare_class_better(published):
     hinges = table[table["loss"] != "balanced_cross_entropy"].set_index(["loss", "share"])
     assert (hinges["difference"] + hinges["half_width"] < 0.001).all()
     assert hinges.index[hinges["p_holm"] > 0.05].tolist() == [("average_precision_hinge", 0.05)]
+    of_nine = table[results.holm(table["p"]) < 0.05]
+    assert len(of_nine) == 3 and set(of_nine["loss"]) == {"ndcg_hinge"}
     table = results.paired_differences(rows, "balanced_cross_entropy", ["share"], "average_precision")
     ahead = table[(table["p_holm"] < 0.05) & (table["difference"] > 0)]
     assert sorted(ahead["loss"]) == ["average_precision_hinge", "cross_entropy", "ndcg_hinge"]
