@@ -536,8 +536,9 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
 
     Columns: dataset, model, variant, part, runs, there (already), minutes (expected for the rest on this machine),
     basis (how that is known) and pieces (calls of `lossbook run --minutes 8` that it takes). What is not known is NaN.
+    A run that stands in two lines takes its time in the first.
     """
-    lines = []
+    lines, counted = [], set()
     for plan in plans:
         rows = results.load(plan.experiment, plan.out)  # this machine's before the published: they choose the rates
         tuning = missing(plan, plan.tuning)
@@ -547,13 +548,15 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
         for part, configs, waiting in (("tuning", plan.tuning, tuning), ("grid", plan.grid, grid)):
             if not configs:
                 continue
-            first = next(iter(waiting), configs[0])
+            new = [run for run in waiting if run not in counted]
+            counted.update(new)
+            first = next(iter(new), configs[0])
             cost, basis = expected_seconds(first, rows)
-            known = basis != UNKNOWN or not waiting
-            passes = sum(getattr(run, "epochs", 1) for run in waiting) / getattr(first, "epochs", 1)
+            known = basis != UNKNOWN or not new
+            passes = sum(getattr(run, "epochs", 1) for run in new) / getattr(first, "epochs", 1)
             minutes = cost * passes / 60 if known else math.nan
             if default_device().type == "cpu":  # a network that fills a GPU gains nothing by sharing it
-                minutes /= max(1, min(_workers(workers), len(waiting)))
+                minutes /= max(1, min(_workers(workers), len(new)))
             lines.append({
                 "dataset": configs[0].dataset, "model": configs[0].model, "variant": plan.variant, "part": part,
                 "runs": len(configs), "there": len(configs) - len(waiting), "minutes": minutes, "basis": basis,

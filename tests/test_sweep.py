@@ -503,6 +503,10 @@ def test_cost_of_a_plan_counts_the_passes_that_are_left(monkeypatch, tmp_path):
         results.write_row(row, "segmentation", tmp_path)
     left = sweep.outlook([replace(plan, tuning=())], workers=1).iloc[0]
     assert left["there"] == len(short) and left["minutes"] == pytest.approx(len(long) * 12 * passes[1] / passes[0] / 60)
+    half = replace(plan, tuning=(), grid=tuple(short + long[::2]))
+    lines = sweep.outlook([half, replace(plan, tuning=())], workers=1)  # what both hold takes its time once
+    assert (lines["runs"] - lines["there"]).tolist() == [len(long[::2]), len(long)]
+    assert lines["minutes"].sum() == pytest.approx(left["minutes"])
 
 
 def test_on_a_gpu_a_small_network_alone_costs_its_steps(monkeypatch):

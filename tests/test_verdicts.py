@@ -569,7 +569,7 @@ def test_verdict_rooted_losses_gain_no_accuracy(rooted):
 
 
 def few(deep):
-    """Six thousand images, Adam at the shared rate: a small convolutional network on three sets, a transformer on two."""
+    """Six thousand images, Adam at the shared rate: a small convolutional network, and a transformer on two sets."""
     rows = deep[deep["setting"] == "adam few images"]
     counts = rows.groupby(["dataset", "model", "loss"])["seed"].nunique()
     assert len(counts) == 20 and (counts == 5).all() and (rows["train_size"] == 6000).all()
