@@ -510,3 +510,12 @@ def test_the_kernel_of_a_gpu_is_the_formula():
     there = dict(os.environ, TRITON_INTERPRET="1")
     done = subprocess.run([sys.executable, "-c", KERNEL], env=there, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_loss_of_many_classes_is_never_below_zero():
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(20000, 100, generator=random)
+    labels = torch.randint(100, (20000,), generator=random)
+    logits.scatter_(1, labels[:, None], 25.0)
+    for s in (0.0, 1.0, 3.0):
+        assert losses.fourier(logits, labels, s=s).min() >= 0

@@ -693,6 +693,17 @@ def test_gradient_scale(spec, classes):
         assert losses.gradient_scale(spec, classes) == expected
 
 
+def test_the_scale_of_an_ordered_loss_is_the_mean_over_its_labels():
+    """Of the ranked probability score of three classes, whose middle label has a smaller gradient than the others."""
+    p, slopes = np.full(3, 1 / 3), []
+    for label in range(3):
+        error = np.cumsum(p - np.eye(3)[label])
+        g = 2 * np.cumsum(error[::-1])[::-1]
+        slopes.append(np.linalg.norm(p * (g - p @ g)))
+    assert max(slopes) > 1.2 * np.mean(slopes) or min(slopes) < 0.9 * np.mean(slopes)
+    assert losses.gradient_scale("rps", 3) == pytest.approx(np.mean(slopes) / np.sqrt(2 / 3))
+
+
 @EACH
 def test_every_loss_has_a_gradient_scale(name):
     assert math.isfinite(losses.gradient_scale(name, 5)) and losses.gradient_scale(name, 5) > 0

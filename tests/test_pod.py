@@ -660,3 +660,55 @@ def test_a_delta_that_follows_the_norm_leaves_no_length_at_rest():
     assert push.free_symbols == {q, derived.c}
     assert all(push.subs({q: ratio, derived.c: cosine}) < 0 for ratio in (0.01, 0.5, 1, 3) for cosine in (0.1, 0.9, 1))
     assert push.subs({q: 1, derived.c: -1}) > 0
+
+
+def test_sphereface_anneals_as_released():
+    """λ = max(5, 1000 / (1 + 0.12 t)): the loss by its formula at the steps 0, 100 and in the end."""
+    z = torch.randn(6, 8, generator=torch.Generator().manual_seed(7))  # of seed 0 are the class vectors themselves
+    y = torch.arange(6) % 5
+    head = hypersphere.head("sphereface", 5, 8)
+    cosines = F.normalize(z) @ head.class_vectors().detach().T
+    theta = cosines.gather(1, y[:, None]).acos()
+    k = (4 * theta / math.pi).floor()
+    psi = (1 - 2 * (k % 2)) * torch.cos(4 * theta) - 2 * k
+    for step in (0, 100, 10**6):
+        head.steps.fill_(step)
+        share = max(5.0, 1000 / (1 + 0.12 * step))
+        label = (share * cosines.gather(1, y[:, None]) + psi) / (1 + share)
+        stated = F.cross_entropy(z.norm(dim=1, keepdim=True) * cosines.scatter(1, y[:, None], label), y)
+        torch.testing.assert_close(head(z, y), stated, rtol=1e-4, atol=1e-5)
+
+
+def test_repulsion_follows_its_formula():
+    """Forty points on a circle, where neighbours are closer than a tenth: three steps written out."""
+    u = F.normalize(torch.randn(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    velocity = torch.zeros_like(u)
+    for _ in range(3):
+        force = torch.zeros_like(u)
+        for m in range(40):
+            for n in range(40):
+                if m != n:
+                    force[m] += (u[m] - u[n]) / max(0.01, (u[m] - u[n]).norm().item()) ** 3
+        force -= (force * u).sum(1, keepdim=True) * u
+        u, velocity = F.normalize(u + velocity), velocity + 0.01 * force
+    torch.testing.assert_close(hypersphere.repulsion_centroids(40, 2, seed=1, steps=3), u, rtol=1e-6, atol=1e-8)
+
+
+def test_delta_is_the_norm_of_the_epoch_before_alone():
+    head = hypersphere.head("pod(delta='norm')", 5, 8)
+    z = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    for scale in (1.0, 10.0):
+        head(scale * z, torch.arange(20) % 5)
+        head.end_epoch()
+        assert head.delta == pytest.approx(head.logits(scale * z).norm(dim=1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["arcface", "sphereface"])
+def test_the_gradient_of_an_angle_is_finite_at_perfect_alignment(name):
+    head = hypersphere.head(name, 5, 4)
+    with torch.no_grad():
+        head.centroids.copy_(torch.cat([torch.eye(4), -torch.eye(4)[:1]]))
+    for sign in (1.0, -1.0):
+        z = (sign * torch.eye(4)).requires_grad_()
+        head(z, torch.arange(4)).backward()
+        assert z.grad.isfinite().all() and head.centroids.grad.isfinite().all()

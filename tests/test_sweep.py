@@ -11,16 +11,14 @@ import sys
 import time
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
-from lossbook import figures, losses, results, sweep
+from lossbook import losses, results, sweep
 from lossbook.training import Config
 
 ONE = dict(profile="smoke", losses=["cross_entropy", "brier"], noise=["symmetric 0.4"], seeds=[70], epochs=1)
@@ -670,6 +668,18 @@ def test_a_plan_counts_the_grid_of_each_loss_that_is_tuned(tmp_path):
     assert list(ahead["runs"]) == [6, 2] and list(ahead["there"]) == [3, 1]
 
 
+def test_of_equal_scores_the_lower_rate_is_chosen():
+    tuning = tuple(Config(loss="brier", learning_rate=rate, seed=sweep.TUNING_SEED) for rate in (1e-3, 1e-2, 1e-4))
+    rows = pandas.DataFrame(
+        [
+            dict(hash=c.hash, loss=c.loss, learning_rate=c.learning_rate, status="done", validation_accuracy=0.9)
+            for c in tuning
+        ]
+    )
+    (chosen,) = sweep.Plan("noisy_labels", tuning, (Config(loss="brier"),), None).chosen(rows)
+    assert chosen.learning_rate == 1e-4
+
+
 # --- publication ----------------------------------------------------------------------------------------------
 
 
@@ -697,124 +707,3 @@ def test_publishing_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="noisy_labels"):
         results.publish("noisy_labels", folder=tmp_path)
     assert not contents(tmp_path)
-
-
-# --- statistics -----------------------------------------------------------------------------------------------
-
-accuracies = st.lists(st.floats(0, 1, width=16), min_size=2, max_size=8)
-
-
-@settings(deadline=None)
-@given(values=accuracies)
-def test_interval_is_students(values):
-    mean, half, n = results.interval([*values, math.nan])
-    assert mean == pytest.approx(np.mean(values)) and n == len(values)
-    scale = stats.sem(values)
-    if scale > 1e-6:
-        low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=scale)
-        assert (mean - half, mean + half) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_interval_of_one_value_and_of_none():
-    assert results.interval([0.5])[::2] == (0.5, 1) and math.isnan(results.interval([0.5])[1])
-    assert math.isnan(results.interval([])[0]) and results.interval([])[2] == 0
-
-
-@settings(deadline=None)
-@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=12), order=st.randoms())
-def test_holm_from_its_definition(p, order):
-    """The i-th smallest of m is multiplied by m - i + 1, and none may fall below a smaller one."""
-    ranked, m = sorted(p), len(p)
-    definition = [max(min(1, (m - j) * ranked[j]) for j in range(i + 1)) for i in range(m)]
-    places = list(range(m + 1))
-    order.shuffle(places)
-    series = pandas.Series([*ranked, math.nan]).iloc[places]
-    adjusted = results.holm(series)
-    assert list(adjusted.index) == list(series.index)
-    assert list(adjusted.sort_index()[:-1]) == pytest.approx(definition) and math.isnan(adjusted[m])
-
-
-def table(losses, seeds=range(5), setting=("a", "b"), seed=0):
-    rng = np.random.default_rng(seed)
-    rows = [(loss, s, k, rng.uniform()) for loss in losses for s in seeds for k in setting]
-    return pandas.DataFrame(rows, columns=["loss", "seed", "setting", "test_accuracy"]).sample(frac=1, random_state=0)
-
-
-@settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 10**6), n=st.integers(2, 8))
-def test_paired_differences_against_scipy(seed, n):
-    rows = table(["ce", "brier", "mae"], range(n), seed=seed)
-    found = results.paired_differences(rows, "ce", ["setting"]).set_index(["setting", "loss"])
-    assert set(found.index) == set(itertools.product("ab", ["brier", "mae"]))
-    wide = rows.pivot(index=["setting", "seed"], columns="loss", values="test_accuracy")
-    for (setting, loss), row in found.iterrows():
-        one, other = wide.loc[setting, loss], wide.loc[setting, "ce"]
-        test = stats.ttest_rel(one, other)
-        assert row["difference"] == pytest.approx((one - other).mean()) and row["n"] == n
-        assert row["p"] == pytest.approx(test.pvalue)
-        low, high = test.confidence_interval(0.95)
-        assert row["half_width"] == pytest.approx((high - low) / 2)
-    for _, group in found.groupby("setting"):
-        small, large = sorted(group["p"])
-        assert sorted(group["p_holm"]) == pytest.approx(sorted([min(1, 2 * small), min(1, max(2 * small, large))]))
-
-
-def test_paired_differences_by_hand():
-    rows = pandas.DataFrame(
-        [("ce", 0, 0.5), ("ce", 1, 0.6), ("ce", 2, 0.7), ("brier", 0, 0.6), ("brier", 1, 0.8), ("mae", 9, 0.1)],
-        columns=["loss", "seed", "test_accuracy"],
-    )
-    found = results.paired_differences(rows, "ce", [])
-    (row,) = found.to_dict("records")  # differences 0.1 and 0.2; a seed without a partner does not count
-    assert row["loss"] == "brier" and row["difference"] == pytest.approx(0.15) and row["n"] == 2
-    assert row["half_width"] == pytest.approx(12.7062 * 0.05, rel=1e-4)
-    assert row["p"] == row["p_holm"] == pytest.approx(2 / math.pi * math.atan(1 / 3))  # t = 3, one degree of freedom
-    diverged = pandas.DataFrame([("ce", 3, 0.7), ("brier", 3, math.nan)], columns=rows.columns)
-    pandas.testing.assert_frame_equal(results.paired_differences(pandas.concat([rows, diverged]), "ce", []), found)
-
-
-def test_equal_differences_are_no_evidence_by_rounding():
-    """One test image more for each seed: the spread is float32's alone, and no p-value of 1e-15 may come of it."""
-    counts = {"ce": (301, 305, 310), "brier": (302, 306, 311)}
-    rows = [
-        (loss, seed, np.float32(n / 360).item()) for loss, numbers in counts.items() for seed, n in enumerate(numbers)
-    ]
-    rows = pandas.DataFrame(rows, columns=["loss", "seed", "test_accuracy"])
-    found = results.paired_differences(rows, "ce", [])
-    assert found["difference"].item() == pytest.approx(1 / 360, abs=1e-6) and found["p"].isna().all()
-
-
-def test_two_rows_of_a_setting_and_seed_are_refused():
-    """Where `by` leaves something out, pairs would be mixed and n inflated."""
-    with pytest.raises(ValueError, match="not unique"):
-        results.paired_differences(table(["ce", "brier"]), "ce", [])
-
-
-def test_a_caption_names_the_data_sets_where_their_seeds_differ():
-    rows = [("iris", loss, seed) for loss in ("ce", "brier") for seed in range(10)]
-    rows += [("mnist", "ce", 0), ("mnist", "ce", 1), ("mnist", "brier", 0)]
-    rows = pandas.DataFrame(rows, columns=["dataset", "loss", "seed"])
-    assert figures.seeds_text(rows, "loss") == "10 (iris), 1 to 2 (MNIST)"
-    assert figures.seeds_text(rows[rows["dataset"] == "iris"], "loss") == "10"
-
-
-def test_a_figure_of_differences_cuts_intervals_and_never_means():
-    accuracy = {"cross_entropy": (0.95, 0.95), "brier": (0.1, 0.3), "mae": (0.94, 0.95)}
-    rows = [(loss, seed, value) for loss, values in accuracy.items() for seed, value in enumerate(values)]
-    rows = pandas.DataFrame(rows, columns=["loss", "seed", "test_accuracy"])
-    rows = rows.assign(dataset="mnist", model="mlp", noise_kind="none", noise_rate=0.0, setting="clean", epochs=1)
-    figure = figures.differences(rows, "cross_entropy")
-    (axis,) = figure.axes
-    low, high = axis.get_xlim()
-    means = [mean for bars in axis.containers for mean in bars[0].get_xdata()]
-    assert min(means) == pytest.approx(-75) and all(low < mean < high for mean in means)
-    ends = np.concatenate([bar[:, 0] for bars in axis.containers for bar in bars[2][0].get_segments()])
-    assert ends.min() < low  # ±127 points, of two seeds
-    plt.close(figure)
-
-
-def test_provenance_leaves_out_how_many_networks_went_together():
-    devices = ["one GPU, driver 1", "one GPU, driver 1, 12 networks together", "a CPU, 1 thread"]
-    rows = pandas.DataFrame({"device": devices, "torch": "2.11", "mode": ["fast", "fast", "exact"]})
-    found = results.provenance(rows, ["mode"]).set_index("device")["runs"]
-    assert found.to_dict() == {"one GPU, driver 1": 2, "a CPU, 1 thread": 1}

@@ -595,3 +595,229 @@ def test_a_row_names_the_commit_and_whether_the_library_was_changed_since(tmp_pa
         assert changed["commit"] == clean["commit"] + "-dirty" and changed["sources"] != clean["sources"]
     finally:
         training._provenance.cache_clear()
+
+
+# --- what is trained is what the row says -------------------------------------------------------------------------
+
+
+def test_rates():
+    rates = training._rates(Config(learning_rate=0.4), 10)
+    assert rates == pytest.approx([0.2 * (1 + math.cos(math.pi * i / 10)) for i in range(10)])
+    rates = training._rates(Config(model="cnn_small", optimiser="airbench", learning_rate=2.0), 100)
+    assert rates[0] == pytest.approx(0.4) and rates[23] == max(rates) == pytest.approx(2.0)
+    assert rates[-1] == pytest.approx(2.0 * (0.07 + 0.93 / 77)) and sorted(rates[23:], reverse=True) == rates[23:]
+
+
+def test_a_run_takes_its_rates(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "_set_rate", lambda group, rate: seen.append(rate) or group.update(lr=rate))
+    config = Config(**SMALL)
+    train(config, CPU)
+    assert seen == training._rates(config, 8)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "kind", "settings"),
+    [
+        ("adam", torch.optim.Adam, dict(decoupled_weight_decay=False)),
+        ("sgd", torch.optim.SGD, dict(momentum=0.9, nesterov=False)),
+        ("sgd_plain", torch.optim.SGD, dict(momentum=0.0)),
+        ("airbench", torch.optim.SGD, dict(momentum=0.85, nesterov=True)),
+    ],
+)
+def test_optimisers(optimiser, kind, settings):
+    network = models.Stack([models.create("cnn_small", (1, 8, 8), 10)])
+    made = training._optimiser(Config(model="cnn_small", optimiser=optimiser, weight_decay=0.01), network, CPU)
+    assert type(made) is kind
+    for group in made.param_groups:
+        assert settings.items() <= group.items() and group["weight_decay"] * group["share"] == pytest.approx(0.01)
+
+
+def test_the_slow_average_is_what_is_left(monkeypatch):
+    decays, update = [], training._Lookahead.update
+    monkeypatch.setattr(training._Lookahead, "update", lambda self, d: decays.append(d) or update(self, d))
+    train(Config(**SMALL, model="cnn_small", optimiser="airbench", learning_rate=0.01), CPU)  # eight steps
+    assert decays == pytest.approx([0.95**5 * (4 / 8) ** 3, 1.0])
+    network = torch.nn.Linear(1, 1)
+    slow = training._Lookahead(network)
+    before = network.weight.detach().clone()
+    with torch.no_grad():
+        network.weight += 1
+    slow.update(0.75)
+    torch.testing.assert_close(network.weight, before + 0.25)
+
+
+def test_every_source_of_chance_takes_the_seed_of_the_run(monkeypatch):
+    asked, derived = [], training.derived_seed
+    monkeypatch.setattr(
+        training, "derived_seed", lambda purpose, seed: asked.append((purpose, seed)) or derived(purpose, seed)
+    )
+    for kept in (training._noisy_labels, training._images_of_a_seed, training._images_of_every_seed):
+        kept.cache_clear()
+    train(
+        Config(
+            **SMALL,
+            model="mlp_dropout",
+            noise_kind="symmetric",
+            noise_rate=0.4,
+            image_noise="gaussian",
+            image_level=0.1,
+            augment="shift_flip",
+            seed=7,
+        ),
+        CPU,
+    )
+    purposes = {"subset", "split", "labels", "images", "dropout", "initialisation", "order", "augmentation"}
+    assert {purpose for purpose, _ in asked} == purposes and {seed for _, seed in asked} == {7}
+
+
+def spied(monkeypatch, **changes):
+    seen, make = [], training.make_loss
+
+    def spy(config, num_classes):
+        criterion = make(config, num_classes)
+
+        def record(logits, labels):
+            values = criterion(logits, labels)
+            seen.append((labels.clone(), values.detach().clone()))
+            return values
+
+        return record
+
+    monkeypatch.setattr(training, "make_loss", spy)
+    return train(Config(**{**SMALL, **changes}), CPU), seen
+
+
+def test_each_epoch_has_an_order_of_its_own_and_its_loss_is_the_mean_of_its_batches(monkeypatch):
+    row, seen = spied(monkeypatch)
+    assert len(seen) == 8
+    first, second = (torch.cat([labels for labels, _ in part], 1) for part in (seen[:4], seen[4:]))
+    assert not torch.equal(first, second)
+    means = [torch.stack([values.mean() for _, values in part]).mean().item() for part in (seen[:4], seen[4:])]
+    assert row["train_loss_curve"] == pytest.approx(means, rel=1e-5)
+
+
+def test_images_are_augmented_anew_in_each_epoch(monkeypatch):
+    epochs, augment = [], training.augment
+    monkeypatch.setattr(
+        training,
+        "augment",
+        lambda images, kind, epoch, *rest: epochs.append(epoch) or augment(images, kind, epoch, *rest),
+    )
+    train(Config(**SMALL, augment="shift_flip"), CPU)
+    assert epochs == [0, 1]
+
+
+def test_dropout_is_on_in_steps_and_off_in_every_evaluation(monkeypatch):
+    modes, forward = [], models.Stack.forward
+
+    def spy(self, *given):
+        modes.append((torch.is_grad_enabled(), self.training))
+        return forward(self, *given)
+
+    monkeypatch.setattr(models.Stack, "forward", spy)
+    train(Config(**SMALL, model="mlp_dropout"), CPU)
+    assert set(modes) == {(True, True), (False, False)}
+
+
+def test_wrong_labels_are_learnt_by_heart_and_validation_takes_the_labels_as_given():
+    config = Config(train_size=200, batch_size=32, epochs=60, noise_kind="symmetric", noise_rate=0.4)
+    row, split = train(config, CPU), prepare(config, CPU)
+    assert row["memorised_curve"][-1] > 0.9 > 0.1 > row["recovered_curve"][-1]
+    used = torch.cat([split.train, split.validation])
+    assert row["realised_noise_rate"] == (split.labels != split.clean)[used].double().mean().item()
+    # every label one further: a network that follows is right on validation and wrong on the test
+    row = train(Config(epochs=10, noise_kind="pair", noise_rate=1.0), CPU)
+    assert row["validation_accuracy"] > 0.8 > 0.1 > row["test_accuracy"]
+
+
+def test_the_last_epoch_is_the_result(monkeypatch):
+    """Where accuracy falls from epoch to epoch: no better one before is taken."""
+    calls = []
+    monkeypatch.setattr(
+        training, "accuracy", lambda predicted, *rest: calls.append(1) or torch.full((len(predicted),), 1 / len(calls))
+    )
+    row = train(Config(**SMALL), CPU)
+    for part in ("validation", "test"):
+        assert row[f"{part}_accuracy"] == row[f"{part}_accuracy_curve"][-1] < row[f"{part}_accuracy_curve"][0]
+
+
+def test_views_are_taken_in_the_final_accuracy(monkeypatch):
+    asked, predict = [], training.predict
+    monkeypatch.setattr(
+        training,
+        "predict",
+        lambda network, parts, mode, views=1: asked.append(views) or predict(network, parts, mode, views),
+    )
+    train(Config(**SMALL, views=2), CPU)
+    assert asked[-1] == 2 and set(asked[:-1]) == {1}
+
+
+def test_rescaled_calibration_is_that_of_logits_times_the_factor(monkeypatch):
+    given, calibration = [], training.calibration
+    monkeypatch.setattr(
+        training, "calibration", lambda logits, labels: given.append((logits, labels)) or calibration(logits, labels)
+    )
+    train(Config(**SMALL, loss="rooted_logistic(k=2)"), CPU)
+    (plain, labels), (rescaled, _) = given
+    torch.testing.assert_close(rescaled, plain * 1.5)
+    assert torch.equal(labels, torch.from_numpy(data.load("digits").y_test).long())
+
+
+def test_image_noise_reaches_the_network():
+    one, other = (train(Config(**SMALL, image_noise="gaussian", image_level=level), CPU) for level in (0.0, 0.5))
+    assert one["train_loss_curve"] != other["train_loss_curve"]
+
+
+def test_a_group_shares_all_that_a_stack_does_once():
+    own = dict(loss="brier", noise_kind="symmetric", noise_rate=0.2, image_noise="blur", image_level=1.0, seed=1)
+    once = dict(
+        dataset="mnist",
+        model="mlp_dropout",
+        optimiser="sgd",
+        learning_rate=0.1,
+        weight_decay=0.1,
+        epochs=3,
+        batch_size=32,
+        train_size=200,
+        mode="fast",
+        validation_share=0.2,
+        views=2,
+        panel=True,
+    )
+    assert Config(**own).group == Config().group is not None
+    for name, value in once.items():
+        assert Config(**{name: value}).group != Config().group, name
+    fields = {f for f in Config.__dataclass_fields__}
+    assert own.keys() | once.keys() | {"augment"} == fields  # a field that is added has to be put somewhere
+    assert Config(augment="shift_flip").group is None
+
+
+def test_images_are_standardised_by_the_training_images_alone():
+    for name in ("digits", "wine"):
+        split = prepare(Config(dataset=name, batch_size=16), CPU)
+        dims = (0, 2, 3) if name == "digits" else (0,)
+        torch.testing.assert_close(
+            split.images.mean(dims), torch.zeros_like(split.images.mean(dims)), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            split.images.std(dims, correction=0), torch.ones_like(split.images.mean(dims)), atol=1e-4, rtol=0
+        )
+
+
+def test_whitening_is_of_training_images(monkeypatch):
+    if not data.is_there("mnist"):
+        pytest.skip("mnist is not there")
+
+    class Seen(Exception):
+        pass
+
+    def seen(network, images):
+        raise Seen(images)
+
+    monkeypatch.setattr(models.Airbench, "whiten", seen)
+    config = Config(dataset="mnist", model="airbench", optimiser="airbench", train_size=40, batch_size=16, epochs=1)
+    with pytest.raises(Seen) as given:
+        train(config, CPU)
+    split = prepare(config, CPU)
+    assert torch.equal(given.value.args[0], split.images[split.train])
