@@ -1,13 +1,14 @@
 """Which data a task trains on, chooses by and is judged on; and the units of what it says."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 
-from lossbook import data, judges, models, style_gan
+from lossbook import data, judges, models, style_gan, tasks
 from lossbook.tasks import (
     distances,
     epochs,
@@ -436,3 +437,48 @@ def test_outputs_are_those_of_evaluation_whatever_the_network_was_in():
     found = outputs(network, images)
     torch.testing.assert_close(found, images / math.sqrt(1 + 1e-5))
     assert network[0].num_batches_tracked == 0 and not found.requires_grad
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        distances.Distances(
+            dataset="digits", model="cnn_small", loss="fid", images=50, classifier_size=200, epochs=1, seed=7,
+            damage="gaussian", level=0.1,
+        ),
+        perceptual.Perceptual(
+            dataset="digits", model="cnn_small", loss="pixel", learning_rate=1e-2, factor=2, train_size=400, epochs=1,
+            test_size=100, classifier_size=500, classifier_epochs=1, seed=7,
+        ),
+        pod.Latent(dataset="digits", model="mlp", loss="pod", learning_rate=0.08, epochs=1, seed=7),
+        ranking.Ranking(dataset="digits", model="mlp", loss="cross_entropy", epochs=1, batch_size=256, seed=7),
+        robust_regression.RobustRegression(
+            dataset="digits", model="mlp", loss="absolute", learning_rate=1e-3, epochs=1, corrupted=0.2, seed=7
+        ),
+        rooted_gan.FineTuning(
+            dataset="digits", model="style_small", learning_rate=1e-2, source="digits", classes="56789",
+            loss="logistic", pretraining_steps=4, steps=4, pieces=1, samples=60, seed=7,
+        ),
+        replace(LINEAR, flips=0.1, seed=7),
+        segment(seed=7),
+    ],
+    ids=lambda task: type(task).__name__,
+)  # fmt: skip
+def test_every_source_of_chance_takes_the_seed_of_the_task(task, monkeypatch):
+    asked = []
+    for module in (tasks, sys.modules[type(task).__module__], judges):
+        for name in ("generator", "derived_seed"):
+            if function := getattr(module, name, None):
+
+                def spy(purpose, seed, *rest, function=function):
+                    asked.append((purpose, seed))
+                    return function(purpose, seed, *rest)
+
+                monkeypatch.setattr(module, name, spy)
+    for kept in (judges.classifier, rooted_gan._pretrained):
+        kept.cache_clear()
+    tasks.row(task)
+    fixed = {"test images"}  # the same for all seeds: images that are shown side by side, and the judge of generators
+    if isinstance(task, rooted_gan.FineTuning):
+        fixed |= {"split", "judge initialisation", "judge order"}
+    assert {seed for purpose, seed in asked if purpose not in fixed} == {7}

@@ -590,7 +590,7 @@ def test_a_row_names_the_commit_and_whether_the_library_was_changed_since(tmp_pa
         assert clean["commit"] == git("rev-parse", "--short=12", "HEAD")
         (tmp_path / "README.md").write_text("beside the library")
         assert provenance() == clean
-        (package / "new.py").write_text("x = 1")
+        (package / "tasks" / "new.py").write_text("x = 1")
         changed = provenance()
         assert changed["commit"] == clean["commit"] + "-dirty" and changed["sources"] != clean["sources"]
     finally:
