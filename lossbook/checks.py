@@ -15,26 +15,30 @@ def check_name(what: str, name: object, allowed: Iterable[str]) -> None:
     """Refuse, with a ValueError that gives the nearest name, a ``name`` that is not among ``allowed``."""
     allowed = tuple(allowed)
     if name not in allowed:
-        near = difflib.get_close_matches(str(name), map(str, allowed), n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        spelt = {str(one).lower(): str(one) for one in allowed}
+        near = difflib.get_close_matches(str(name).lower(), spelt, n=1, cutoff=0.5)
+        hint = f" Did you mean {spelt[near[0]]!r}?" if near else ""
         raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(map(str, allowed)) or 'none'}.{hint}")
 
 
 def check_range(what: str, value: object, interval: str) -> None:
     """Refuse a value that is no finite number in an interval written as in mathematics, for example "(0, 1]"."""
+    if not _inside(value, interval):
+        raise ValueError(f"{what}={value!r} was given; allowed: a number in {interval}")
+
+
+def _inside(value: object, interval: str) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     # compared, not asked of `math`, so that torch.compile follows it for a number that changes
     number = isinstance(value, numbers.Real) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
     above = number and (value > low or (interval[0] == "[" and value == low))
     below = number and (value < high or (interval[-1] == "]" and value == high))
-    if not (above and below):
-        raise ValueError(f"{what}={value!r} was given; allowed: a number in {interval}")
+    return bool(above and below)
 
 
 def check_whole(what: str, value: object, interval: str) -> None:
     """`check_range` of a value that has to be a whole number, which a table of 64 bits can hold."""
-    check_range(what, value, interval)
-    if not isinstance(value, int) or value >= 2**63:
+    if not _inside(value, interval) or not isinstance(value, int) or value >= 2**63:
         raise ValueError(f"{what}={value!r} was given; allowed: a whole number in {interval}, below 2^63")
 
 

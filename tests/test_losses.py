@@ -807,6 +807,7 @@ def test_hyper_parameters_out_of_range_are_refused(name):
         ({"name": "fourier", "pad": True}, "integer"),
         ({"name": "fourier", "placement": "permuted", "permutation_seed": 2**53}, "below 2^53"),
         ({"name": "bootstrap_soft", "detach": 1}, "True, False"),
+        ({"name": "fourier", "S": 2.0}, "Did you mean 's'"),
         ({"name": "fourier", "placement": [0, 1, 2]}, "10 points"),
         ({"name": "fourier", "placement": [0, *range(9)]}, "two classes on one point"),
         ({"name": "fourier", "placement": [float(i) for i in range(10)]}, "10 points"),

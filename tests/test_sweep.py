@@ -95,7 +95,7 @@ def same_results(one, other):
         (dict(dataset="iris", losses=["fourier(placement=[2,0])"]), "or 3 points"),
         (dict(profile="paper", dataset="mnist", model="vit"), "vit"),
         (dict(seeds=3), "seeds=3"),
-        (dict(epochs=-1), "epochs=-1"),
+        (dict(epochs=-1), "epochs=-1 was given; allowed: a whole number"),
         (dict(epochs=1.5), "epochs=1.5"),
         (dict(epochs="3"), "epochs='3'"),
         (dict(learning_rates=["0.1"]), "learning_rate='0.1'"),
