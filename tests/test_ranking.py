@@ -403,6 +403,15 @@ def test_balanced_cross_entropy_weighs_both_kinds_alike():
     assert value.item() == pytest.approx(sum(kinds).item() / 2, rel=1e-12)
 
 
+def test_balance_is_the_irrelevant_training_images_for_each_relevant_one(monkeypatch):
+    given = []
+    monkeypatch.setitem(experiment.LOSSES, "cross_entropy", lambda s, r, balance: given.append(balance) or s.mean())
+    relevant, images = torch.zeros(100), torch.zeros(100, 1, 8, 8)
+    relevant[:7] = 1
+    task(loss="cross_entropy", batch_size=32).trained(1e-3, images, relevant, torch.arange(2, 82))  # five of eighty
+    assert set(map(float, given)) == {15.0}
+
+
 @pytest.mark.parametrize("loss", experiment.LOSSES)
 def test_a_run_learns_to_rank_and_validation_chooses_its_rate(loss):
     one = task(loss=loss, epochs=6, seed=8)

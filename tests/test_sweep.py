@@ -478,6 +478,27 @@ def test_expected_cost_is_measured_where_rows_are_there(tmp_path):
     assert basis == "measured" and after == pytest.approx(rows["seconds"].median())
     longer = sweep.plan("noisy_labels", **ONE | dict(epochs=7)).grid[0]
     assert sweep.expected_seconds(longer, rows)[0] == pytest.approx(7 * after / plan.grid[0].epochs)
+    for other in (
+        dict(mode="fast"),
+        dict(batch_size=100),
+        dict(dataset="wine", batch_size=16),
+        dict(model="cnn_small"),
+    ):
+        assert sweep.expected_seconds(replace(longer, **other), rows)[1] == "estimated", other
+
+
+def test_without_momentum_steps_are_ten_times_as_long():
+    """Among the rates that are tried, and nowhere else in the recipe."""
+    rates = {}
+    for variant in sweep.variants("regularised_likelihood"):
+        tuning = sweep.plan("regularised_likelihood", "paper", "mnist", "mlp", variant=variant).tuning
+        momentum = {run.optimiser for run in tuning}
+        assert momentum == {"sgd_plain" if variant in ("without momentum", "without all three") else "sgd"}
+        rates[variant] = sorted(run.learning_rate for run in tuning)
+    whole = rates["whole recipe"]
+    assert rates["without dropout"] == rates["without weight decay"] == whole and len(whole) == 5
+    for variant in ("without momentum", "without all three"):
+        assert rates[variant] == pytest.approx([10 * rate for rate in whole])
 
 
 def test_cost_of_a_task_is_known_from_another_machine_or_not_at_all(monkeypatch):
