@@ -110,7 +110,8 @@ def _data(given) -> int:
             status = 2
             continue
         shape, train, test = dataset.x_train.shape[1:], len(dataset.y_train), len(dataset.y_test)
-        print(f"{name:14} {train} training and {test} test images {shape}")
+        kind = "examples" if name in data.TABLES else "images"
+        print(f"{name:14} {train} training and {test} test {kind} {shape}")
     return status
 
 
