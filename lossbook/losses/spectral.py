@@ -294,8 +294,8 @@ def fourier(
     s          order >= 0 of the metric
     symbol     "wrap", "sin" or "raw": see `frequency_weights`
     placement  of the classes on the grid: see `class_points`
-    pad        empty points added along every axis of the grid. They scale the loss, too: at ten classes 10 points take
-               its gradient to 0.44 of what it was, by `gradient_scale`, and 90 to 0.025
+    pad        empty points added along every axis of the grid. They scale the loss, too: at ten classes and "wrap" ten
+               take its gradient to 0.44 of what it was, by `gradient_scale`, and 90 to 0.025; with "sin" it rises
     reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
     classes, placement = logits.shape[-1], placement if isinstance(placement, str) else _hashable(placement)
