@@ -146,9 +146,8 @@ def _run(given) -> int:
         status = ", ".join(f"{count} {name}" for name, count in states.items())
         what = (given.experiment, plan.grid[0].dataset, plan.grid[0].model, plan.variant)
         print(f"{' '.join(filter(None, what))}: {status}", flush=True)
-    folder = results.row_path(given.experiment, "", plans[0].out).parent
     merges = f"; lossbook publish {given.experiment} merges them into the table of the figures and verdicts"
-    print(f"rows: {folder}{'' if given.out else merges}")
+    print(f"rows: {results.rows_folder(given.experiment, plans[0].out)}{'' if given.out else merges}")
     return 0
 
 
@@ -177,7 +176,7 @@ def _figures(given) -> int:
     known = {Path(notebook).stem: notebook for notebook in figures.notebooks()}
     names = [Path(notebook).stem for notebook in given.notebooks] or list(known)
     for name in names:
-        check_name("notebook", name, list(known))
+        check_name("notebook", name, known)
     chosen = [known[name] for name in names]
     if not chosen:
         raise ValueError(f"no notebook under {figures.FOLDER.parent} draws figures; run this inside the project")

@@ -31,15 +31,16 @@ def write_atomically(path: Path, write) -> None:
         raise
 
 
-def row_path(experiment: str, run_hash: str, folder: str | Path | None = None) -> Path:
-    """Where the row of a run lies: <folder>/<experiment>/<hash>.parquet; folder defaults to data/runs."""
-    return Path(folder or RUNS) / experiment / f"{run_hash}.parquet"
+def rows_folder(experiment: str, folder: str | Path | None = None) -> Path:
+    """Where the rows of runs lie, each as <hash>.parquet: <folder>/<experiment>; folder defaults to data/runs."""
+    return Path(folder or RUNS) / experiment
 
 
 def write_row(row: dict[str, object], experiment: str, folder: str | Path | None = None) -> None:
     """Write the row of one run."""
     frame = pandas.DataFrame([row])
-    write_atomically(row_path(experiment, row["hash"], folder), lambda path: frame.to_parquet(path, index=False))
+    path = rows_folder(experiment, folder) / f"{row['hash']}.parquet"
+    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
 
 
 def published(experiment: str) -> pandas.DataFrame:
@@ -67,7 +68,7 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
     A row file that cannot be read is refused by name; delete it and run the sweep again.
     """
     tables = []
-    for path in sorted((Path(folder or RUNS) / experiment).glob("*.parquet")):
+    for path in sorted(rows_folder(experiment, folder).glob("*.parquet")):
         tables.append(_read(path))
         if "hash" not in tables[-1].column_names or tables[-1]["hash"].to_pylist() != [path.stem]:
             raise ValueError(f"{path} holds the row of another run; delete it and run the sweep again")

@@ -628,7 +628,7 @@ def published(experiment: str) -> pandas.DataFrame:
 def missing(plan: Plan, configs: Iterable[Config]) -> list[Config]:
     """The configurations that have no row yet, neither on this machine nor (if not `afresh`) among the published."""
     there = set() if results.afresh() else set(results.published(plan.experiment)["hash"])
-    there |= {path.stem for path in results.row_path(plan.experiment, "", plan.out).parent.glob("*.parquet")}
+    there |= {path.stem for path in results.rows_folder(plan.experiment, plan.out).glob("*.parquet")}
     return [config for config in dict.fromkeys(configs) if config.hash not in there]
 
 
@@ -639,7 +639,7 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
         data.load(name)  # a missing or damaged file is met here, before any run
     if not waiting:
         return
-    folder = results.row_path(plan.experiment, "", plan.out).parent
+    folder = results.rows_folder(plan.experiment, plan.out)
     try:  # whether a row can be written shows before the first run, not after it
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

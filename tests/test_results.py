@@ -13,14 +13,6 @@ from scipy import stats
 
 from lossbook import figures, results
 
-
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    """Neither the published tables nor the runs of this machine."""
-    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
-    monkeypatch.setattr(results, "RUNS", tmp_path / "runs")
-
-
 # --- statistics -----------------------------------------------------------------------------------------------
 
 accuracies = st.lists(st.floats(0, 1, width=16), min_size=2, max_size=8)

@@ -24,15 +24,29 @@ from lossbook.tasks import (
 from lossbook.training import PROBE, prepare
 
 CPU = torch.device("cpu")
-
-
-def recorded(monkeypatch, module, name, pick=lambda *given, **named: given):
-    """What a function of a module is called with from here on."""
-    calls, function = [], getattr(module, name)
-    monkeypatch.setattr(
-        module, name, lambda *given, **named: calls.append(pick(*given, **named)) or function(*given, **named)
-    )
-    return calls
+DISTANCES = distances.Distances(
+    dataset="digits", model="cnn_small", loss="fid", images=50, classifier_size=200, epochs=1
+)
+PERCEPTUAL = perceptual.Perceptual(
+    dataset="digits", model="cnn_small", loss="pixel", learning_rate=1e-2, factor=2, train_size=400, epochs=1,
+    test_size=100, classifier_size=500, classifier_epochs=1,
+)  # fmt: skip
+LATENT = pod.Latent(dataset="digits", model="mlp", loss="pod", learning_rate=0.08, epochs=2)
+RANKING = ranking.Ranking(dataset="digits", model="mlp", loss="cross_entropy", epochs=1, batch_size=256)
+REGRESSION = robust_regression.RobustRegression(
+    dataset="digits", model="mlp", loss="absolute", learning_rate=1e-3, epochs=1, views=1
+)
+SEGMENTATION = segmentation.Segmentation(
+    dataset="digits", model="fcn_small", loss="bce", learning_rate=1e-2, epochs=1, train_size=64, test_size=40
+)
+LINEAR = rooted_linear.RootedLinear(
+    dataset="overlapping", model="linear", loss="rooted_logistic(k=2)", learning_rate=1.0, question="noise",
+    rule="tuned",
+)  # fmt: skip
+FINE_TUNING = rooted_gan.FineTuning(
+    dataset="digits", model="style_small", learning_rate=1e-2, source="digits", classes="56789", loss="logistic",
+    pretraining_steps=8, steps=30, pieces=1, samples=60,
+)  # fmt: skip
 
 
 # --- tasks.epochs ---------------------------------------------------------------------------------------------
@@ -60,9 +74,9 @@ def test_epochs_shuffle_fall_along_a_cosine_and_give_the_mean_loss():
 # --- judges ---------------------------------------------------------------------------------------------------
 
 
-def test_classifiers_learn_from_the_first_images_alone_and_each_purpose_begins_elsewhere(monkeypatch):
+def test_classifiers_learn_from_the_first_images_alone_and_each_purpose_begins_elsewhere(recorded):
     judges.classifier.cache_clear()
-    given = recorded(monkeypatch, data, "standardise")
+    given = recorded(data, "standardise")
     first = judges.classifier("digits", "cnn_small", "features", 3, 200, 0, 1e-3, CPU)
     other = judges.classifier("digits", "cnn_small", "judge", 3, 200, 0, 1e-3, CPU)
     order = judges.training_order("digits", 3)
@@ -84,9 +98,7 @@ def test_every_distance_is_a_length(name):
 
 
 def test_features_are_those_before_the_decision_of_images_that_the_classifier_has_not_seen(monkeypatch):
-    task = distances.Distances(
-        dataset="digits", model="cnn_small", loss="fid", images=50, classifier_size=200, epochs=1
-    )
+    task = DISTANCES
     network = judges.classifier("digits", "cnn_small", "features", 0, 200, 1, 1e-3, CPU)
     sample = task.sample("first")
     assert sample.features.shape[1] == network[-1].in_features != 10
@@ -108,22 +120,9 @@ def test_the_seed_turns_the_projections():
 # --- perceptual -----------------------------------------------------------------------------------------------
 
 
-def test_sharpening_is_chosen_on_held_out_images_and_judged_on_the_test_set(monkeypatch):
-    task = perceptual.Perceptual(
-        dataset="digits",
-        model="cnn_small",
-        loss="pixel",
-        learning_rate=1e-2,
-        factor=2,
-        train_size=400,
-        epochs=1,
-        test_size=100,
-        classifier_size=500,
-        classifier_epochs=1,
-    )
-    asked, validated = recorded(monkeypatch, perceptual, "classifier", lambda *given: given[2]), []
+def test_sharpening_is_chosen_on_held_out_images_and_judged_on_the_test_set(monkeypatch, recorded):
+    asked, validated = recorded(perceptual, "classifier", lambda *given: given[2]), []
     judged = recorded(
-        monkeypatch,
         perceptual,
         "judgement",
         lambda images, original, labels, judge, classify: (original, labels, judge, classify),
@@ -134,7 +133,7 @@ def test_sharpening_is_chosen_on_held_out_images_and_judged_on_the_test_set(monk
         lambda *given: lambda x, y: validated.append(y) or torch.full((len(y),), 0.25),
     )
     monkeypatch.setattr(perceptual.Perceptual, "_trained", lambda self, *given: perceptual.Upscaler(1, 2))
-    row = task.run(CPU)
+    row = PERCEPTUAL.run(CPU)
     assert row["validation_score"] == -0.25  # higher is better
     loaded, order = data.load("digits"), judges.training_order("digits", 0)
     held = data.to_tensor(loaded.x_train[order[-perceptual.VALIDATION :]])
@@ -150,36 +149,33 @@ def test_sharpening_is_chosen_on_held_out_images_and_judged_on_the_test_set(monk
 # --- pod ------------------------------------------------------------------------------------------------------
 
 
-def test_heads_are_chosen_on_validation_images_and_judged_on_the_test_set(monkeypatch):
-    judged = recorded(monkeypatch, pod, "accuracy", lambda head, features, labels: labels)
-    probed = recorded(monkeypatch, pod, "collapse", lambda features, labels, n: labels)
-    pod.Latent(dataset="digits", model="mlp", loss="pod", learning_rate=0.08, epochs=2, seed=3).run(CPU)
-    split = prepare(
-        pod.Latent(dataset="digits", model="mlp", loss="pod", learning_rate=0.08, epochs=2, seed=3).config(), CPU
-    )
+def test_heads_are_chosen_on_validation_images_and_judged_on_the_test_set(recorded):
+    judged = recorded(pod, "accuracy", lambda head, features, labels: labels)
+    probed = recorded(pod, "collapse", lambda features, labels, n: labels)
+    task = replace(LATENT, seed=3)
+    task.run(CPU)
+    split = prepare(task.config(), CPU)
     held, shown = split.labels[split.validation], split.labels[split.train[:PROBE]]
     assert len(judged) == 3 and torch.equal(judged[0], held) and torch.equal(judged[1], held)
     assert torch.equal(judged[2], split.test_labels) and torch.equal(probed[0], shown)
 
 
-def test_heads_and_backbones_of_two_seeds_differ_and_augmentation_is_of_every_epoch(monkeypatch):
-    one, other = (
-        pod.Latent(dataset="digits", model="mlp", loss="fixed_etf", learning_rate=0.1, seed=seed) for seed in (0, 1)
-    )
+def test_heads_and_backbones_of_two_seeds_differ_and_augmentation_is_of_every_epoch(recorded):
+    one, other = (replace(LATENT, loss="fixed_etf", learning_rate=0.1, seed=seed) for seed in (0, 1))
     assert not torch.equal(one.head().class_vectors(), other.head().class_vectors())
-    begun = recorded(monkeypatch, models, "create")
-    augmented = recorded(monkeypatch, pod, "augment", lambda images, kind, epoch, *rest: epoch)
+    begun = recorded(models, "create")
+    augmented = recorded(pod, "augment", lambda images, kind, epoch, *rest: epoch)
     for task in (one, other):
-        replace(task, epochs=2, augment="shift_flip").run(CPU)
+        replace(task, augment="shift_flip").run(CPU)
     assert augmented == [0, 1] * 2 and len({given[-1] for given in begun}) == 2
 
 
 # --- ranking --------------------------------------------------------------------------------------------------
 
 
-def test_a_rate_is_chosen_on_validation_images_and_the_result_is_of_the_test_set(monkeypatch):
-    judged = recorded(monkeypatch, ranking, "average_precision", lambda scores, relevant: relevant.bool())
-    task = ranking.Ranking(dataset="digits", model="mlp", loss="cross_entropy", epochs=1, batch_size=256, seed=3)
+def test_a_rate_is_chosen_on_validation_images_and_the_result_is_of_the_test_set(recorded):
+    judged = recorded(ranking, "average_precision", lambda scores, relevant: relevant.bool())
+    task = replace(RANKING, seed=3)
     task.run(CPU)
     loaded = data.load("digits")
     labels, tested = (torch.from_numpy(y).long() for y in (loaded.y_train, loaded.y_test))
@@ -191,7 +187,7 @@ def test_a_rate_is_chosen_on_validation_images_and_the_result_is_of_the_test_set
 
 def test_of_equal_rates_the_lowest_is_taken(monkeypatch):
     monkeypatch.setattr(ranking, "average_precision", lambda scores, relevant: 0.5)
-    row = ranking.Ranking(dataset="digits", model="mlp", loss="cross_entropy", epochs=1, batch_size=256).run(CPU)
+    row = RANKING.run(CPU)
     assert row["chosen_rate"] == pytest.approx(3e-4)
 
 
@@ -211,10 +207,7 @@ def test_units_and_parts_of_robust_regression(monkeypatch):
     monkeypatch.setattr(
         robust_regression, "outputs", lambda network, turned: shown[-1][1] + torch.tensor([-0.1, 0.2, 0.0])
     )
-    task = robust_regression.RobustRegression(
-        dataset="digits", model="mlp", loss="absolute", learning_rate=1e-3, epochs=1, views=1
-    )
-    row = task.run(CPU)
+    row = REGRESSION.run(CPU)
     assert row["angle_error"] == pytest.approx(4.5, rel=1e-4)  # degrees: a tenth of 45
     assert row["shift_error"] == pytest.approx(0.2, rel=1e-4)  # pixels: two tenths of an eighth of 8
     assert row["bias"] == pytest.approx(0.1 / 3, rel=1e-3) and row["validation_score"] == pytest.approx(-0.1, rel=1e-4)
@@ -228,15 +221,6 @@ def test_units_and_parts_of_robust_regression(monkeypatch):
 # --- segmentation ---------------------------------------------------------------------------------------------
 
 
-def segment(**changes):
-    return segmentation.Segmentation(
-        **dict(
-            dataset="digits", model="fcn_small", loss="bce", learning_rate=1e-2, epochs=1, train_size=64, test_size=40
-        )
-        | changes
-    )
-
-
 def test_parts_share_no_picture(monkeypatch):
     """Pictures that hold their own number, and whether they are of the test set."""
 
@@ -247,7 +231,7 @@ def test_parts_share_no_picture(monkeypatch):
     monkeypatch.setattr(segmentation, "_pictures", numbered)
     monkeypatch.setattr(segmentation, "compose", lambda digits, backgrounds, share, random: (digits, digits))
     found = {
-        part: segment(seed=5).composed(part, count, CPU)[0]
+        part: replace(SEGMENTATION, seed=5).composed(part, count, CPU)[0]
         for part, count in (("train", 64), ("validation", 16), ("test", 40))
     }
     number = {part: set(images[:, 0, 0, 0].mul(255).round().int().tolist()) for part, images in found.items()}
@@ -272,33 +256,24 @@ def test_the_threshold_is_chosen_on_validation_images(monkeypatch):
 
     monkeypatch.setattr(segmentation.Segmentation, "composed", spy)
     monkeypatch.setattr(segmentation, "outputs", known)
-    row = segment().run(CPU)
+    row = SEGMENTATION.run(CPU)
     assert row["chosen_threshold"] == 0.15 and row["iou"] == 0 and row["iou_at_chosen"] == 1
     chances["test"] = (0.9, 0.8)  # everything is marked
-    row = segment().run(CPU)
+    row = SEGMENTATION.run(CPU)
     assert row["recall"] == 1 and row["precision"] == pytest.approx(row["iou"]) == pytest.approx(0.03, rel=0.1)
 
 
 def test_pull_curves_begin_as_the_derivation_has_it():
-    row = segment().run(CPU)
+    row = SEGMENTATION.run(CPU)
     assert row["foreground_pull_curve"][0] < 0.1 * row["background_pull_curve"][0]
 
 
 # --- linear models --------------------------------------------------------------------------------------------
 
-LINEAR = rooted_linear.RootedLinear(
-    dataset="overlapping",
-    model="linear",
-    loss="rooted_logistic(k=2)",
-    learning_rate=1.0,
-    question="noise",
-    rule="tuned",
-)
 
-
-def test_penalty_and_step_are_chosen_on_held_out_labels(monkeypatch):
-    judged = recorded(monkeypatch, rooted_linear, "accuracies", lambda weights, x, y: (x, y))
-    went = recorded(monkeypatch, rooted_linear, "descent", lambda rows, loss, steps, penalties: (rows, steps))
+def test_penalty_and_step_are_chosen_on_held_out_labels(recorded):
+    judged = recorded(rooted_linear, "accuracies", lambda weights, x, y: (x, y))
+    went = recorded(rooted_linear, "descent", lambda rows, loss, steps, penalties: (rows, steps))
     LINEAR.run(CPU)
     (x, _), (x_test, y_test) = rooted_linear.examples("overlapping", 0)
     (held, _), (tested, labels) = judged
@@ -319,8 +294,8 @@ def test_of_equals_the_larger_penalty_and_the_smaller_step(monkeypatch):
     assert (row["chosen_l2"], row["step"]) == (max(rooted_linear.PENALTIES), min(rooted_linear.NOISE_STEPS))
 
 
-def test_outliers_lie_far_out_on_the_wrong_side(monkeypatch):
-    went = recorded(monkeypatch, rooted_linear, "descent", lambda rows, *rest: rows)
+def test_outliers_lie_far_out_on_the_wrong_side(recorded):
+    went = recorded(rooted_linear, "descent", lambda rows, *rest: rows)
     for outliers in (0, 6):
         replace(LINEAR, outliers=outliers).run(CPU)
     clean, spoilt = went
@@ -360,22 +335,6 @@ class Critic(torch.nn.Module):
         return self.weight * images.mean((1, 2, 3))
 
 
-def tiny(**changes):
-    fields = dict(
-        dataset="digits",
-        model="style_small",
-        learning_rate=1e-2,
-        source="digits",
-        classes="56789",
-        loss="logistic",
-        pretraining_steps=8,
-        steps=30,
-        pieces=1,
-        samples=60,
-    )
-    return rooted_gan.FineTuning(**fields | changes)
-
-
 def networks():
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -385,7 +344,7 @@ def networks():
 
 def test_the_critic_learns_what_is_real_and_the_generator_goes_there():
     made = networks()
-    list(rooted_gan.fit(made, torch.ones(20, 1, 2, 2), tiny(), "fine-tuning"))
+    list(rooted_gan.fit(made, torch.ones(20, 1, 2, 2), FINE_TUNING, "fine-tuning"))
     assert made.critic.weight > 0.1 and made.generator.grey > 0.1 and 0 < made.average.module.grey < made.generator.grey
 
 
@@ -394,7 +353,7 @@ def test_the_penalty_counts_as_if_it_were_taken_at_every_step(monkeypatch):
     monkeypatch.setattr(rooted_gan.style_gan, "gradient_penalty", lambda critic, images: critic.weight)
     monkeypatch.setattr(rooted_gan, "margin_loss", lambda spec: lambda margins: 0 * margins)
     made.critic.weight.register_hook(lambda slope: slopes.append(slope.item()))
-    list(rooted_gan.fit(made, torch.ones(20, 1, 2, 2), tiny(gamma=3.0, steps=16), "fine-tuning"))
+    list(rooted_gan.fit(made, torch.ones(20, 1, 2, 2), replace(FINE_TUNING, gamma=3.0, steps=16), "fine-tuning"))
     assert sum(slopes) == pytest.approx(16 * 3.0 / 2)  # gamma / 2 a step
 
 
@@ -404,13 +363,13 @@ def test_pretraining_sees_none_of_the_classes_that_come_later(monkeypatch):
         rooted_gan, "fit", lambda networks, images, task, phase: seen.append((phase, images)) or iter(())
     )
     rooted_gan._pretrained.cache_clear()
-    rooted_gan._pretrained(tiny(), CPU)
+    rooted_gan._pretrained(FINE_TUNING, CPU)
     rooted_gan._pretrained.cache_clear()
     images, labels = rooted_gan._part("digits", "train")
     assert seen[0][0] == "pre-training" and torch.equal(seen[0][1], rooted_gan.to_signed(images[labels < 5]))
 
 
-def test_the_average_makes_the_images_and_the_score_is_of_validation_images(monkeypatch):
+def test_the_average_makes_the_images_and_the_score_is_of_validation_images(recorded):
     maker, critic = style_gan.create("style_small", (1, 8, 8), 0)
     from torch.optim.swa_utils import AveragedModel
 
@@ -420,9 +379,9 @@ def test_the_average_makes_the_images_and_the_score_is_of_validation_images(monk
         for parameter in maker.parameters():
             parameter.zero_()
     assert torch.equal(both.make(4, 0, CPU), before)
-    judged = recorded(monkeypatch, rooted_gan.Judge, "fid", lambda self, part, images: part)
+    judged = recorded(rooted_gan.Judge, "fid", lambda self, part, images: part)
     rooted_gan._judge.cache_clear()
-    row = tiny(steps=2).run(CPU)
+    row = replace(FINE_TUNING, steps=2).run(CPU)
     assert judged[-1] == "validation" and set(judged[:-1]) == {"test"}
     judge = rooted_gan._judge("digits", "56789", 60, CPU)
     real = rooted_gan.select("digits", "validation", "56789")[:60]
@@ -442,43 +401,28 @@ def test_outputs_are_those_of_evaluation_whatever_the_network_was_in():
 @pytest.mark.parametrize(
     "task",
     [
-        distances.Distances(
-            dataset="digits", model="cnn_small", loss="fid", images=50, classifier_size=200, epochs=1, seed=7,
-            damage="gaussian", level=0.1,
-        ),
-        perceptual.Perceptual(
-            dataset="digits", model="cnn_small", loss="pixel", learning_rate=1e-2, factor=2, train_size=400, epochs=1,
-            test_size=100, classifier_size=500, classifier_epochs=1, seed=7,
-        ),
-        pod.Latent(dataset="digits", model="mlp", loss="pod", learning_rate=0.08, epochs=1, seed=7),
-        ranking.Ranking(dataset="digits", model="mlp", loss="cross_entropy", epochs=1, batch_size=256, seed=7),
-        robust_regression.RobustRegression(
-            dataset="digits", model="mlp", loss="absolute", learning_rate=1e-3, epochs=1, corrupted=0.2, seed=7
-        ),
-        rooted_gan.FineTuning(
-            dataset="digits", model="style_small", learning_rate=1e-2, source="digits", classes="56789",
-            loss="logistic", pretraining_steps=4, steps=4, pieces=1, samples=60, seed=7,
-        ),
+        replace(DISTANCES, damage="gaussian", level=0.1, seed=7),
+        replace(PERCEPTUAL, seed=7),
+        replace(LATENT, epochs=1, seed=7),
+        replace(RANKING, seed=7),
+        replace(REGRESSION, corrupted=0.2, seed=7),
+        replace(FINE_TUNING, pretraining_steps=4, steps=4, seed=7),
         replace(LINEAR, flips=0.1, seed=7),
-        segment(seed=7),
+        replace(SEGMENTATION, seed=7),
     ],
     ids=lambda task: type(task).__name__,
-)  # fmt: skip
-def test_every_source_of_chance_takes_the_seed_of_the_task(task, monkeypatch):
-    asked = []
-    for module in (tasks, sys.modules[type(task).__module__], judges):
-        for name in ("generator", "derived_seed"):
-            if function := getattr(module, name, None):
-
-                def spy(purpose, seed, *rest, function=function):
-                    asked.append((purpose, seed))
-                    return function(purpose, seed, *rest)
-
-                monkeypatch.setattr(module, name, spy)
+)
+def test_every_source_of_chance_takes_the_seed_of_the_task(task, recorded):
+    asked = [
+        recorded(module, name, lambda purpose, seed, *rest: (purpose, seed))
+        for module in (tasks, sys.modules[type(task).__module__], judges)
+        for name in ("generator", "derived_seed")
+        if hasattr(module, name)
+    ]
     for kept in (judges.classifier, rooted_gan._pretrained):
         kept.cache_clear()
     tasks.row(task)
     fixed = {"test images"}  # the same for all seeds: images that are shown side by side, and the judge of generators
     if isinstance(task, rooted_gan.FineTuning):
         fixed |= {"split", "judge initialisation", "judge order"}
-    assert {seed for purpose, seed in asked if purpose not in fixed} == {7}
+    assert {seed for calls in asked for purpose, seed in calls if purpose not in fixed} == {7}

@@ -608,9 +608,8 @@ def test_rates():
     assert rates[-1] == pytest.approx(2.0 * (0.07 + 0.93 / 77)) and sorted(rates[23:], reverse=True) == rates[23:]
 
 
-def test_a_run_takes_its_rates(monkeypatch):
-    seen = []
-    monkeypatch.setattr(training, "_set_rate", lambda group, rate: seen.append(rate) or group.update(lr=rate))
+def test_a_run_takes_its_rates(recorded):
+    seen = recorded(training, "_set_rate", lambda group, rate: rate)
     config = Config(**SMALL)
     train(config, CPU)
     assert seen == training._rates(config, 8)
@@ -633,9 +632,8 @@ def test_optimisers(optimiser, kind, settings):
         assert settings.items() <= group.items() and group["weight_decay"] * group["share"] == pytest.approx(0.01)
 
 
-def test_the_slow_average_is_what_is_left(monkeypatch):
-    decays, update = [], training._Lookahead.update
-    monkeypatch.setattr(training._Lookahead, "update", lambda self, d: decays.append(d) or update(self, d))
+def test_the_slow_average_is_what_is_left(recorded):
+    decays = recorded(training._Lookahead, "update", lambda average, decay: decay)
     train(Config(**SMALL, model="cnn_small", optimiser="airbench", learning_rate=0.01), CPU)  # eight steps
     assert decays == pytest.approx([0.95**5 * (4 / 8) ** 3, 1.0])
     network = torch.nn.Linear(1, 1)
@@ -647,11 +645,8 @@ def test_the_slow_average_is_what_is_left(monkeypatch):
     torch.testing.assert_close(network.weight, before + 0.25)
 
 
-def test_every_source_of_chance_takes_the_seed_of_the_run(monkeypatch):
-    asked, derived = [], training.derived_seed
-    monkeypatch.setattr(
-        training, "derived_seed", lambda purpose, seed: asked.append((purpose, seed)) or derived(purpose, seed)
-    )
+def test_every_source_of_chance_takes_the_seed_of_the_run(recorded):
+    asked = recorded(training, "derived_seed")
     for kept in (training._noisy_labels, training._images_of_a_seed, training._images_of_every_seed):
         kept.cache_clear()
     train(
@@ -671,51 +666,24 @@ def test_every_source_of_chance_takes_the_seed_of_the_run(monkeypatch):
     assert {purpose for purpose, _ in asked} == purposes and {seed for _, seed in asked} == {7}
 
 
-def spied(monkeypatch, **changes):
-    seen, make = [], training.make_loss
-
-    def spy(config, num_classes):
-        criterion = make(config, num_classes)
-
-        def record(logits, labels):
-            values = criterion(logits, labels)
-            seen.append((labels.clone(), values.detach().clone()))
-            return values
-
-        return record
-
-    monkeypatch.setattr(training, "make_loss", spy)
-    return train(Config(**{**SMALL, **changes}), CPU), seen
-
-
 def test_each_epoch_has_an_order_of_its_own_and_its_loss_is_the_mean_of_its_batches(monkeypatch):
-    row, seen = spied(monkeypatch)
+    seen = batches(monkeypatch, epochs=2)
     assert len(seen) == 8
-    first, second = (torch.cat([labels for labels, _ in part], 1) for part in (seen[:4], seen[4:]))
+    first, second = (torch.cat([labels for _, labels in part]) for part in (seen[:4], seen[4:]))
     assert not torch.equal(first, second)
-    means = [torch.stack([values.mean() for _, values in part]).mean().item() for part in (seen[:4], seen[4:])]
-    assert row["train_loss_curve"] == pytest.approx(means, rel=1e-5)
+    values = [nn.functional.cross_entropy(logits, labels) for logits, labels in seen]
+    means = [torch.stack(part).mean().item() for part in (values[:4], values[4:])]
+    assert train(Config(**SMALL), CPU)["train_loss_curve"] == pytest.approx(means, rel=1e-5)
 
 
-def test_images_are_augmented_anew_in_each_epoch(monkeypatch):
-    epochs, augment = [], training.augment
-    monkeypatch.setattr(
-        training,
-        "augment",
-        lambda images, kind, epoch, *rest: epochs.append(epoch) or augment(images, kind, epoch, *rest),
-    )
+def test_images_are_augmented_anew_in_each_epoch(recorded):
+    epochs = recorded(training, "augment", lambda images, kind, epoch, *rest: epoch)
     train(Config(**SMALL, augment="shift_flip"), CPU)
     assert epochs == [0, 1]
 
 
-def test_dropout_is_on_in_steps_and_off_in_every_evaluation(monkeypatch):
-    modes, forward = [], models.Stack.forward
-
-    def spy(self, *given):
-        modes.append((torch.is_grad_enabled(), self.training))
-        return forward(self, *given)
-
-    monkeypatch.setattr(models.Stack, "forward", spy)
+def test_dropout_is_on_in_steps_and_off_in_every_evaluation(recorded):
+    modes = recorded(models.Stack, "forward", lambda stack, *given: (torch.is_grad_enabled(), stack.training))
     train(Config(**SMALL, model="mlp_dropout"), CPU)
     assert set(modes) == {(True, True), (False, False)}
 
@@ -742,22 +710,14 @@ def test_the_last_epoch_is_the_result(monkeypatch):
         assert row[f"{part}_accuracy"] == row[f"{part}_accuracy_curve"][-1] < row[f"{part}_accuracy_curve"][0]
 
 
-def test_views_are_taken_in_the_final_accuracy(monkeypatch):
-    asked, predict = [], training.predict
-    monkeypatch.setattr(
-        training,
-        "predict",
-        lambda network, parts, mode, views=1: asked.append(views) or predict(network, parts, mode, views),
-    )
+def test_views_are_taken_in_the_final_accuracy(recorded):
+    asked = recorded(training, "predict", lambda network, parts, mode, views=1: views)
     train(Config(**SMALL, views=2), CPU)
     assert asked[-1] == 2 and set(asked[:-1]) == {1}
 
 
-def test_rescaled_calibration_is_that_of_logits_times_the_factor(monkeypatch):
-    given, calibration = [], training.calibration
-    monkeypatch.setattr(
-        training, "calibration", lambda logits, labels: given.append((logits, labels)) or calibration(logits, labels)
-    )
+def test_rescaled_calibration_is_that_of_logits_times_the_factor(recorded):
+    given = recorded(training, "calibration")
     train(Config(**SMALL, loss="rooted_logistic(k=2)"), CPU)
     (plain, labels), (rescaled, _) = given
     torch.testing.assert_close(rescaled, plain * 1.5)
