@@ -482,7 +482,9 @@ def test_margin_losses_equal_pytorch_metric_learning(spec, name, arguments):
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.skipif(int(pytorch_metric_learning.__version__[0]) > 2, reason="version 2 of the library took degrees")
+@pytest.mark.skipif(
+    int(pytorch_metric_learning.__version__.split(".")[0]) > 2, reason="version 2 of the library took degrees"
+)
 def test_a_margin_in_degrees_is_not_one_in_radians():
     """The trap: margin=0.5 means half a degree to version 2 of the library, and next to no margin."""
     assert library("ArcFaceLoss", margin=0.5).margin == pytest.approx(math.radians(0.5))
