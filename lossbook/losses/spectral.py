@@ -19,9 +19,9 @@ from types import ModuleType
 
 import numpy
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn._reduction import get_enum
 
 from lossbook.checks import check_name, check_range, check_whole
 from lossbook.losses._registry import check_tensors, distribution, reduced, register, wide
@@ -146,9 +146,10 @@ def _constant(function):
 
 
 @_constant
-def _root(dtype, device, *key) -> Tensor:
+def _root(dtype, device, scale: int, *key) -> Tensor:
+    """R with R R = scale Q."""
     _hessian(dtype, device, *key)  # refuses weights of which the loss, their square, would be infinite
-    return torch.from_numpy(_square_root(quadratic_form(*key))).to(dtype=dtype, device=device)
+    return torch.from_numpy(_square_root(scale * quadratic_form(*key))).to(dtype=dtype, device=device)
 
 
 @_constant
@@ -244,25 +245,30 @@ def _kernel() -> ModuleType | None:
 
 def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
-    few, dtype = classes < 16, logits.dtype
-    if logits.shape[0] and not target.is_floating_point() and not _transformed():  # of nothing there is no mean
-        kernel = _kernel_for(logits) if logits.is_cuda else None
-        if kernel or not few or torch.compiler.is_compiling():
-            return _OfLabels.apply(logits, target, _hessian(dtype, logits.device, classes, *key), reduction, kernel)
-    if torch.compiler.is_compiling() and target.is_floating_point():
-        # compiled in an autocast region, the backward of a product would be taken in bfloat16; of float64 it is not
-        logits, target = logits.double(), target.double()
+    few, soft, compiling = classes < 16, target.is_floating_point(), torch.compiler.is_compiling()
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
-    first = few and logits.device.type == "cpu"
-    p = torch.softmax(logits.mT, 0) if first else torch.softmax(logits, -1)
-    root = _root(p.dtype, p.device, classes, *key)
-    if target.is_floating_point():
+    first = few and logits.is_cpu and not compiling
+    if not (soft or first or _transformed()) and logits.shape[0]:  # of nothing there is no mean
+        kernel = _kernel_for(logits) if logits.is_cuda else None
+        if kernel or not few or compiling:
+            hessian = _hessian(logits.dtype, logits.device, classes, *key)
+            return _OfLabels.apply(logits, target, hessian, reduction, kernel)
+    dtype = logits.dtype
+    if compiling and soft:
+        # compiled in an autocast region, the backward of a product would be taken in bfloat16; of float64 it is not
+        logits, target = logits.double(), target.double()
+    p = logits.mT.softmax(0) if first else logits.softmax(-1)
+    # A mean and a sum are taken by the kernel that squares. Its mean is over classes, too, which the root makes up for.
+    root = _root(p.dtype, p.device, classes if reduction == "mean" else 1, classes, *key)
+    if soft:
         label = root @ target.mT if first else target @ root
     else:
         label = root.index_select(int(first), target)  # of a class index, R y is a row of R
-    squares = F.mse_loss(root @ p if first else p @ root, label, reduction="none")  # in one kernel each way
-    return reduced(squares.sum(0 if first else 1), reduction).to(dtype)
+    # in one kernel each way; F.mse_loss would make views first, which cost as much in a small batch
+    squares = torch._C._nn.mse_loss(root @ p if first else p @ root, label, get_enum(reduction))
+    squares = squares.sum(0 if first else 1) if reduction == "none" else squares
+    return squares.to(dtype) if compiling else squares
 
 
 @register(
@@ -298,7 +304,8 @@ def fourier(
                take its gradient to 0.44 of what it was, by `gradient_scale`, and 90 to 0.025; with "sin" it rises
     reduction  "none", "mean" or "sum" over the batch: a mean or sum is cheaper here than of the values
     """
-    classes, placement = logits.shape[-1], placement if isinstance(placement, str) else _hashable(placement)
+    shape, placement = logits.shape, placement if isinstance(placement, str) else _hashable(placement)
+    classes = shape[-1]
     if torch.compiler.is_compiling():
         _check_pad(pad, permutation_seed)  # elsewhere asked where a table is made: a call that finds it there is faster
         s, *whole = _as_constants(s, classes, pad, permutation_seed)
@@ -307,10 +314,11 @@ def fourier(
         _check_pad(pad, permutation_seed)
         values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
         return reduced(values, reduction)
-    rows = logits if logits.ndim == 2 else logits.reshape(-1, classes)
-    labels = target if logits.ndim == 2 else target.reshape(rows.shape if target.ndim == logits.ndim else -1)
-    value = _by_form(rows, labels, reduction, classes, s, symbol, placement, pad, permutation_seed)
-    return value if logits.ndim == 2 or reduction != "none" else value.view(logits.shape[:-1])
+    if len(shape) != 2:
+        target = target.reshape(-1, classes) if target.ndim == len(shape) else target.reshape(-1)
+        logits = logits.reshape(-1, classes)
+    value = _by_form(logits, target, reduction, classes, s, symbol, placement, pad, permutation_seed)
+    return value if len(shape) == 2 or reduction != "none" else value.view(shape[:-1])
 
 
 def _as_constants(*numbers: float) -> list[float]:
