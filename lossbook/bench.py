@@ -504,11 +504,15 @@ TABLES = {
 def write(table: pandas.DataFrame, name: str, device: torch.device | str = "cpu") -> Path:
     """Write a table with where it comes from to data/results/bench/<name>.csv and return that path.
 
-    Of a GPU it is <name>_gpu.csv, so that it stands beside that of a CPU.
+    Of a GPU it is <name>_gpu.csv, so that it stands beside that of a CPU. The rows of a CPU take the place of those
+    from one with the same vector instructions, the column `cpu`; the rows of other CPUs stay.
     """
-    device = torch.device(device)
+    device, cpu = torch.device(device), torch.backends.cpu.get_cpu_capability()
     path = results.PUBLISHED / "bench" / f"{name}{'' if device.type == 'cpu' else '_gpu'}.csv"
-    table = table.assign(**training.provenance(device), cpu=torch.backends.cpu.get_cpu_capability())
+    table = table.assign(**training.provenance(device), cpu=cpu)
+    if device.type == "cpu" and path.exists():
+        before = pandas.read_csv(path)
+        table = pandas.concat([before[before["cpu"] != cpu], table], ignore_index=True)
     results.write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.4g"))
     return path
 
