@@ -71,6 +71,14 @@ def test_epochs_shuffle_fall_along_a_cosine_and_give_the_mean_loss():
     assert len(set(seen[0] + seen[1])) == 8 and set(seen[0]) <= set(range(100, 109))
 
 
+def test_a_row_has_the_images_that_steps_were_taken_with_a_second():
+    for task in (replace(LATENT, epochs=3), LATENT):
+        row, images = tasks.row(task), len(prepare(task.config(), CPU).train)
+        taken = images // task.batch_size * task.batch_size * task.epochs
+        assert row["images_per_second"] * row["seconds"] == pytest.approx(taken)
+    assert math.isnan(tasks.row(LINEAR)["images_per_second"])
+
+
 # --- judges ---------------------------------------------------------------------------------------------------
 
 

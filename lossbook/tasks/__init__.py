@@ -11,8 +11,10 @@ Rows, resuming, learning rates chosen on validation data, processes side by side
 
 from __future__ import annotations
 
+import math
 import pkgutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
@@ -27,6 +29,7 @@ from lossbook.training import PART, arithmetic, configuration_hash, default_devi
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 TUNING_SEED = 1000  # of the runs that choose learning rates; no run of a grid has it
+_trained = Counter()  # "images" that `epochs` has taken steps with, in this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ def epochs(
             optimiser.step()
             schedule.step()
             total += value.detach()
+        _trained["images"] += steps * batch_size
         yield total.item() / steps
 
 
@@ -132,19 +136,23 @@ def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def row(task: Task) -> dict[str, object]:
-    """Run a task and return its row: the configuration, results, wall time of all of `run`, and provenance."""
+    """Run a task and return its row: the configuration, results, wall time of all of `run`, and provenance.
+
+    images_per_second counts the images of `epochs`, each as often as a step was taken with it; NaN where there is none.
+    """
     device = default_device()
     origin = provenance(device)  # of the sources that run, which may be edited meanwhile
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), _trained["images"]
     with arithmetic("exact", device), torch.random.fork_rng():
         torch.manual_seed(derived_seed("dropout", task.seed))  # dropout takes torch's own generator
         found = task.run(device)
-    seconds = time.perf_counter() - begin
+    seconds, images = time.perf_counter() - begin, _trained["images"] - before
     return {
         "hash": task.hash,
         **asdict(task),
         "status": "done",
         **found,
         "seconds": seconds,
+        "images_per_second": images / seconds if images else math.nan,
         **origin,
     }
