@@ -435,15 +435,18 @@ def test_with_a_deadline_nothing_waits_for_a_worker(tmp_path, monkeypatch):
 
 
 def test_a_stack_that_is_longer_than_the_time_is_cut(tmp_path, monkeypatch):
-    """Eight runs of five seconds, and half a minute: a part takes at most half of it."""
-    trained = []
+    """Eight runs of five seconds, and half a minute: a part takes at most half, and is begun if all of it fits."""
+    trained, asked = [], []
     monkeypatch.setattr(sweep, "expected_seconds", lambda config, rows: (5.0, "measured"))
-    monkeypatch.setattr(sweep, "trained", lambda pieces, workers, fits: trained.extend(pieces) or iter(()))
+    monkeypatch.setattr(
+        sweep, "trained", lambda pieces, _, fits: asked.append(fits) or trained.extend(pieces) or iter(())
+    )
     monkeypatch.setattr(sweep.time, "monotonic", lambda: 0.0)
     plan = small(tmp_path, **MANY)
     assert [len(stack) for stack in sweep.stacks(plan.grid, 1)] == [8]
     sweep.run(plan, workers=1, deadline=30.0)
     assert [len(part) for part in trained] == [3, 3, 2]
+    assert asked[0](list(plan.grid[:5])) and not asked[0](list(plan.grid[:6]))
     assert {config.hash for part in trained for config in part} == {config.hash for config in plan.grid}
     assert sweep.shortest_minutes([plan], 1) == 5 / 60
 
