@@ -527,52 +527,67 @@ def epochs_to_target(rows, setting):
     same = rows[(rows["setting"] == setting.replace("tuned", "shared")) & (rows["loss"] == "cross_entropy")]
     target = same["validation_accuracy"].mean() - 0.01
     here = rows[rows["setting"] == setting]
-    curves = numpy.stack(here["validation_accuracy_curve"])
-    first = numpy.where((curves >= target).any(1), (curves >= target).argmax(1), curves.shape[1]) + 1
+    reached = [numpy.array(curve) >= target for curve in here["validation_accuracy_curve"]]
+    first = [found.argmax() + 1 if found.any() else max(map(len, reached)) + 1 for found in reached]
     return pandas.Series(first, here["loss"]).groupby(level=0).mean()
 
 
-@pytest.mark.parametrize(("rooted", "runs"), [("mnist", 10), ("fashion_mnist", 5)], indirect=["rooted"])
-def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted, runs):
+@pytest.mark.parametrize("rooted", SETS, indirect=True)
+def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted):
+    """With k = 2 and 3; the smaller k, the smaller the largest rate at which the run that tunes ends."""
     there = rooted[rooted["setting"] == "sgd shared"]
     convex = there["loss"].isin(["rooted_logistic", "rooted_logistic(k=2)"])
-    assert convex.sum() == runs and (there.loc[convex, "status"] == "diverged").all()
-    assert (there.loc[~convex, "status"] == "done").all()
-    rates = rooted[rooted["setting"] == "sgd tuned"].groupby("loss")["learning_rate"].first()
-    assert rates["rooted_logistic"] == rates["cross_entropy"] / 10
+    assert convex.sum() == 10 and (there.loc[convex, "status"] == "diverged").all()
+    assert len(there) == 40 and (there.loc[~convex, "status"] == "done").all()
+    tried = results.published("rooted_deep").query("model == 'mlp' and seed == @TUNING_SEED and optimiser == 'sgd'")
+    tried = tried[(tried["dataset"] == rooted["dataset"].iloc[0]) & (tried["status"] == "done")]
+    rates = tried.groupby("loss")["learning_rate"].max()
+    convex = rates[["rooted_logistic(k=2)", "rooted_logistic", "rooted_logistic(k=8)"]]
+    assert convex.is_monotonic_increasing and list(convex)[1:] == [0.015, 0.05]
+    assert rates["cross_entropy"] == 0.15 and (rates[rates.index.str.startswith("rooted_bounded")] == 0.5).all()
+    lost = rooted[(rooted["setting"] == "sgd tuned") & (rooted["status"] == "diverged")]
+    assert list(lost["loss"]) == ["rooted_logistic(k=2)"] * (2 if "fashion_mnist" in set(rooted["dataset"]) else 0)
 
 
-@pytest.mark.parametrize(
-    ("rooted", "factor", "ahead", "latest"), [("mnist", 2, 0, 4), ("fashion_mnist", 1.4, 0.3, 5)], indirect=["rooted"]
-)
-def test_verdict_rooted_losses_are_not_faster(rooted, factor, ahead, latest):
+@pytest.mark.parametrize("rooted", SETS, indirect=True)
+def test_verdict_rooted_losses_are_not_faster(rooted):
     """Tuned with SGD, the convex form is last by far; nowhere is a form earlier by more than a fraction of an epoch."""
     tuned = epochs_to_target(rooted, "sgd tuned")
-    convex = tuned.index.str.startswith("rooted_logistic")
-    assert tuned[convex].min() > factor * tuned[~convex].max() and (tuned >= tuned["cross_entropy"] - ahead).all()
-    for setting in ("adam shared", "adam tuned"):
-        adam = epochs_to_target(rooted, setting)
-        assert (adam >= adam["cross_entropy"] - ahead).all() and adam.max() <= latest
+    far = tuned[["rooted_logistic", "rooted_logistic(k=2)"]]
+    assert len(tuned) == 8 and far.min() > 1.5 * tuned.drop(far.index).max()
+    assert tuned["rooted_logistic(k=8)"] > tuned["cross_entropy"] + 0.5
+    assert (tuned[["rooted_bounded", "rooted_bounded(k=8, m=8)"]] - tuned["cross_entropy"]).abs().max() < 0.5
+    for setting in ("sgd shared", "sgd tuned", "adam shared", "adam tuned"):
+        epochs = epochs_to_target(rooted, setting)
+        assert (epochs > epochs["cross_entropy"] - 0.35).all()
+        late = epochs.drop("rooted_bounded(k=2, m=2)") - epochs["cross_entropy"]
+        assert setting.startswith("sgd") or late.max() < 1
 
 
 @pytest.mark.parametrize("rooted", SETS, indirect=True)
 def test_verdict_rooted_losses_gain_no_accuracy(rooted):
-    """Tuned, the convex form trails cross-entropy under SGD, the bounded form is near; under Adam all are close."""
-    tuned = against(rooted[rooted["setting"] == "sgd tuned"], "cross_entropy", ["setting"]).set_index("loss")
-    convex = tuned[tuned.index.str.startswith("rooted_logistic")]
-    assert (convex["difference"] + convex["half_width"] < -1).all() and (convex["n"] == 5).all()
-    assert -0.5 < tuned.loc["rooted_bounded", "difference"] < 0.1
-    adam = against(rooted[rooted["setting"].isin(["adam shared", "adam tuned"])], "cross_entropy", ["setting"])
-    assert set(adam["setting"]) == {"adam shared", "adam tuned"}
-    assert not ((adam["difference"] > 0) & (adam["p_holm"] < 0.05)).any()
-    assert (adam["difference"] < 0.1).all() and (adam["difference"] > -1).all()
+    """Tuned, the convex form trails cross-entropy under SGD, the bounded one is near; the smaller k, the further."""
+    table = against(rooted[rooted["setting"] != "adam few images"], "cross_entropy", ["setting"])
+    assert not ((table["difference"] > 0) & (table["p_holm"] < 0.05)).any() and len(table) == 28
+    gain = table.set_index(["setting", "loss"])["difference"].unstack("loss")
+    tuned = gain.loc["sgd tuned"]
+    assert tuned["rooted_logistic"] < -1.4 and -0.7 < tuned["rooted_logistic(k=8)"] < -0.4
+    assert -0.2 < tuned["rooted_bounded"] < 0 and -0.1 < tuned["rooted_bounded(k=8, m=8)"] < 0.2
+    adam = gain.loc[["adam shared", "adam tuned"]]
+    assert (adam < 0.1).all(axis=None) and (adam > -1).all(axis=None)
+    for form, small, large in (
+        ("rooted_logistic", "rooted_logistic(k=2)", "rooted_logistic(k=8)"),
+        ("rooted_bounded", "rooted_bounded(k=2, m=2)", "rooted_bounded(k=8, m=8)"),
+    ):
+        for setting in ("sgd tuned", "adam shared", "adam tuned"):
+            assert gain.loc[setting, [small, form, large]].is_monotonic_increasing
 
 
 def few(deep):
-    """Six thousand images, Adam at the shared rate: a small convolutional network and a transformer on three sets."""
+    """Six thousand images, Adam, shared rate: a small CNN and a transformer on three sets, a perceptron on two."""
     rows = deep[deep["setting"] == "adam few images"]
     counts = rows.groupby(["dataset", "model", "loss"])["seed"].nunique()
-    assert len(counts) == 24 and (counts == 5).all() and (rows["train_size"] == 6000).all()
+    assert len(counts) == 32 and (counts == 5).all() and (rows["train_size"] == 6000).all()
     return rows
 
 
@@ -614,8 +629,12 @@ def test_verdict_a_transformer_gains_nothing_by_rooting(deep):
 
 
 def test_verdict_the_factor_calibrates_the_convex_form(deep):
-    """In each network, data set and setting in which it trains, but at the tuned rate of Adam, where all overfit."""
+    """In each network, data set and setting in which it trains, but at the tuned rate of Adam, where all overfit.
+
+    With k = 8 there is little to mend: a point at most.
+    """
     there = deep[deep["loss"].str.startswith("rooted_logistic") & (deep["status"] == "done")]
+    near, there = (there[(there["loss"] == "rooted_logistic(k=8)") == close] for close in (True, False))
     runs = there[(there["dataset"] == "mnist") & (there["model"] == "mlp") & (there["loss"] == "rooted_logistic")]
     runs = runs[runs["setting"].isin(["adam shared", "sgd tuned"])]
     assert len(runs) == 10 and (runs["calibration_error_rescaled"] < 0.7 * runs["calibration_error"]).all()
@@ -623,9 +642,15 @@ def test_verdict_the_factor_calibrates_the_convex_form(deep):
     columns = ["calibration_error", "calibration_error_rescaled", "nll", "nll_rescaled"]
     error = there.groupby(["setting", "dataset", "model", "loss"])[columns].mean()
     overfitted, others = error.loc["adam tuned"], error.drop("adam tuned")
-    assert len(others) == 13 and (others["calibration_error_rescaled"] < 0.7 * others["calibration_error"]).all()
-    assert (others["nll_rescaled"] < others["nll"]).all()
-    assert len(overfitted) == 2 and (overfitted["calibration_error_rescaled"] > overfitted["calibration_error"]).all()
+    assert len(others) == 17 and (others["calibration_error_rescaled"] < 0.7 * others["calibration_error"]).all()
+    likelier = others["nll_rescaled"] < others["nll"]
+    assert list(likelier[~likelier].index) == [("adam few images", "mnist", "mlp", "rooted_logistic")]  # by 0.001
+    overfitted = overfitted.drop(("fashion_mnist", "mlp", "rooted_logistic(k=2)"))  # so far off that the factor helps
+    assert len(overfitted) == 3 and (overfitted["calibration_error_rescaled"] > overfitted["calibration_error"]).all()
+    error = 100 * near.groupby(["setting", "dataset"])[columns[:2]].mean()
+    change = error["calibration_error_rescaled"] - error["calibration_error"]
+    assert len(error) == 8 and (error["calibration_error"] < 1.05).all()
+    assert change.drop("adam tuned").abs().max() < 0.3 and change["adam tuned"].round(1).tolist() == [1.0, 0.2]
 
 
 def test_verdict_the_factor_of_the_bounded_form_helps_in_some_networks_and_harms_in_others(deep, rooted):
@@ -644,7 +669,8 @@ def test_verdict_the_factor_of_the_bounded_form_helps_in_some_networks_and_harms
     elsewhere = few(deep)
     elsewhere = elsewhere[(elsewhere["dataset"] == "mnist") & (elsewhere["loss"] == "rooted_bounded")]
     given, rescaled = (100 * elsewhere.groupby("model")[column].mean() for column in columns)
-    assert (rescaled > given + 3).all()
+    change = rescaled - given
+    assert change["mlp"] < -1 and (change.drop("mlp") > 3).all() and len(change) == 3
     fashion = deep[(deep["dataset"] == "fashion_mnist") & (deep["model"] == "mlp") & (deep["loss"] == "rooted_bounded")]
     given, rescaled = (100 * fashion.groupby("setting")[column].mean() for column in columns)
     assert (rescaled < 1.5).all() and (given > 4).all()
