@@ -8,6 +8,7 @@ there is one. `quick` makes everything small enough for a test, and the times me
 from __future__ import annotations
 
 import functools
+import io
 import math
 import os
 import shutil
@@ -509,11 +510,12 @@ def write(table: pandas.DataFrame, name: str, device: torch.device | str = "cpu"
     """
     device, cpu = torch.device(device), torch.backends.cpu.get_cpu_capability()
     path = results.PUBLISHED / "bench" / f"{name}{'' if device.type == 'cpu' else '_gpu'}.csv"
-    table = table.assign(**training.provenance(device), cpu=cpu)
-    if device.type == "cpu" and path.exists():
-        before = pandas.read_csv(path)
-        table = pandas.concat([before[before["cpu"] != cpu], table], ignore_index=True)
-    results.write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.4g"))
+    written = table.assign(**training.provenance(device), cpu=cpu).to_csv(index=False, float_format="%.4g")
+    parts = [io.StringIO(written), *([path] if device.type == "cpu" and path.exists() else [])]
+    # as text: read as numbers, a commit such as 0123 would lose its zero
+    now, *before = (pandas.read_csv(part, dtype=str, keep_default_na=False) for part in parts)
+    merged = pandas.concat([*(rows[rows["cpu"] != cpu] for rows in before), now]).fillna("")
+    results.write_atomically(path, lambda temporary: merged.to_csv(temporary, index=False))
     return path
 
 

@@ -39,7 +39,7 @@ def classifier(
     optimiser = torch.optim.Adam(network.parameters(), learning_rate)
     everything, order = torch.arange(len(images), device=device), generator(f"{purpose} order", seed)
     list(epochs(network, optimiser, everything, BATCH, count, order,
-                lambda batch: F.cross_entropy(network(images[batch]), labels[batch])))  # fmt: skip
+                lambda batch: F.cross_entropy(network(images[batch]), labels[batch]), counted=False))  # fmt: skip
     return network.eval().requires_grad_(False)
 
 

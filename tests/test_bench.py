@@ -190,7 +190,10 @@ def test_rows_of_other_processors_stay(costs, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "PUBLISHED", tmp_path)
     for cpu, factor in (("AVX2", 1), ("AVX512", 2), ("AVX2", 3)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda cpu=cpu: cpu)
+        origin = dict(commit="012345678901", sources="00e1234567890123")  # read as numbers, neither would be left
+        monkeypatch.setattr(bench.training, "provenance", lambda device, origin=origin: origin)
         path = bench.write(costs.assign(seconds=factor * costs["seconds"]), "loss_cost")
+    assert path.read_text().count(",012345678901,00e1234567890123,") == 2 * len(costs)
     read = pandas.read_csv(path)
     assert len(read) == 2 * len(costs)
     for cpu, factor in (("AVX2", 3), ("AVX512", 2)):

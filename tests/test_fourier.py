@@ -103,6 +103,14 @@ def test_placement_in_three_dimensions_and_as_an_array():
     assert loss(p, q, placement=points, s=1.5) == pytest.approx(naive(u, 1.5, "wrap"))
     assert loss(p, q, placement=np.array(points), s=1.5) == pytest.approx(naive(u, 1.5, "wrap"))
     assert loss(p, q, placement=np.arange(10)) == pytest.approx(loss(p, q))
+    made = losses.create("fourier", 10, placement=np.array(points), pad=np.int64(2))
+    assert made.hyper == dict(placement=[list(point) for point in points], pad=2)
+
+
+@pytest.mark.parametrize("classes", [10, 600])
+def test_a_grid_too_large_is_refused(classes):
+    with pytest.raises(ValueError, match="more than 2\\^24 points"):
+        losses.create("fourier", classes, pad=10**10)
 
 
 # --- special cases -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Every loss of the catalogue: finite, differentiable, true to its properties, its limits and its documented range."""
 
+import functools
 import inspect
 import itertools
 import math
@@ -498,6 +499,37 @@ def test_compiled_under_autocast_the_gradient_is_float32_too(name):
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
 
 
+@EACH
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.filterwarnings("ignore")  # torch's own, where it looks a rule up
+def test_forward_mode_of_the_gradient_is_its_derivative(name, reduction):
+    for classes in (5, 20):
+        z, labels, soft = sample(classes=classes)
+        direction, a = torch.randn_like(z), z.clone().requires_grad_()
+        for target in (labels, soft):
+            loss = functools.partial(losses.create(name, classes, reduction=reduction), target=target)
+            _, found = torch.func.jvp(torch.func.grad(loss), (z,), (direction,))
+            (slope,) = torch.autograd.grad(loss(a), a, create_graph=True)
+            expected = torch.autograd.grad(slope, a, direction)[0] if slope.requires_grad else torch.zeros_like(z)
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("classes", [10, 20])
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_compiled_the_mean_of_nothing_is_no_number(classes):
+    torch._dynamo.reset()
+    loss = torch.compile(losses.create("fourier", classes), fullgraph=True, backend="aot_eager")
+    assert loss(torch.randn(0, classes, requires_grad=True), torch.zeros(0, dtype=torch.long)).isnan()
+
+
+@EACH
+def test_on_the_meta_device(name):
+    with torch.device("meta"):
+        z = torch.randn(4, 20, requires_grad=True)
+        losses.create(name, num_classes=20)(z, torch.zeros(4, dtype=torch.long)).backward()
+    assert z.grad.shape == z.shape and z.grad.is_meta
+
+
 def test_gradients_for_many_slopes_at_once():
     for name, classes in itertools.product(NAMES, (5, 20)):
         z, labels, soft = sample(3, classes)
@@ -505,6 +537,10 @@ def test_gradients_for_many_slopes_at_once():
             loss = lambda z, name=name, target=target: of(name)(z, target)  # noqa: E731
             rows = [torch.autograd.functional.jacobian(loss, z, vectorize=vectorize) for vectorize in (False, True)]
             torch.testing.assert_close(*rows)
+            a = z.clone().requires_grad_()
+            values = loss(a)
+            back = lambda slope, a=a, values=values: torch.autograd.grad(values, a, slope, retain_graph=True)[0]  # noqa: E731
+            torch.testing.assert_close(torch.func.vmap(back)(torch.eye(3, dtype=z.dtype)), rows[0])
 
 
 def test_a_clip_is_deaf_to_outliers():

@@ -341,6 +341,17 @@ def test_compiled_under_autocast_the_gradient_is_float32_too(name):
     torch.testing.assert_close(torch.autograd.grad(value, z)[0], exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+def test_a_compiled_annealing_goes_by_the_step_it_takes():
+    torch._dynamo.reset()
+    z, y, _ = sample()
+    head, other, z = hypersphere.head("sphereface", 5, 8), hypersphere.head("sphereface", 5, 8), z.requires_grad_()
+    compiled = torch.compile(head, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        gradients = [torch.autograd.grad(of(z, y), z)[0] for of in (compiled, other)]
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
+
+
 @EACH
 def test_compiled_once_for_all_steps_and_epochs(name):
     torch._dynamo.reset()

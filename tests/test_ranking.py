@@ -254,6 +254,7 @@ def test_finite_at_large_scores_and_never_negative(measure, dtype):
     value = HINGES[measure](scores, relevant)
     assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert value.shape == grid.shape[:1] and value.isfinite().all() and value.min() >= 0 and value.max() > 1e4
+    assert torch.equal(HINGES[measure](scores, relevant.to(dtype)), value)
     value.sum().backward()
     assert scores.grad.dtype == dtype and scores.grad.isfinite().all() and scores.grad.abs().sum() > 0
 

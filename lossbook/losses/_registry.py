@@ -215,6 +215,8 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     entry = lookup(name)
     if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"{name}: num_classes={num_classes!r} was given; allowed: an integer of at least 2")
+    # numbers and arrays of NumPy, and tensors, as Python's own
+    hyper = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in hyper.items()}
     for key, value in hyper.items():
         check_name(f"hyper-parameter of {name}", key, entry.defaults)
         if isinstance(entry.defaults[key], bool) and not isinstance(value, bool):

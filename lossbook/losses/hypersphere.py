@@ -553,7 +553,7 @@ class SphereFace(_Margin):
         cosines = self.scores(features)
         cosines = cosines.scatter(1, index, self.with_margin(cosines.gather(1, index)))
         if self.training:
-            self.steps += 1
+            self.steps = self.steps + 1  # in its place, a compiled backward would read the number of the next step
         return cross_entropy(torch.linalg.vector_norm(features, dim=1, keepdim=True) * cosines, target).mean()
 
 

@@ -129,7 +129,7 @@ def _worst_ranking(scores: Tensor, relevant: Tensor, measure: str, leaf: float) 
     if relevant.dtype != torch.bool and not ((relevant == 0) | (relevant == 1)).all():
         raise ValueError(f"relevant holds {relevant.unique().tolist()[:5]}; allowed: booleans, or 0 and 1")
     lists = scores.reshape(-1, scores.shape[-1]).cpu().numpy()
-    marks = relevant.reshape(lists.shape).cpu().numpy().astype(bool)
+    marks = relevant.reshape(lists.shape).bool().cpu().numpy()
     with numpy.errstate(invalid="ignore"):  # scores that are not finite give a loss that is not
         found = [worst_ranking(*pair, measure, leaf=leaf) for pair in zip(lists, marks, strict=True)]
     slope = numpy.array([slope for slope, _ in found]).reshape(scores.shape)

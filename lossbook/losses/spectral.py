@@ -107,8 +107,7 @@ def quadratic_form(
     _check_pad(pad, permutation_seed)
     points = class_points(num_classes, placement, permutation_seed)
     shape = tuple(int(n) for n in points.max(0) + 1 + pad)
-    if math.prod(shape) > 2**24:
-        raise ValueError(f"fourier: the grid {shape} has more than 2^24 points; place the classes closer together")
+    _check_grid(shape)
     green = numpy.fft.ifftn(frequency_weights(shape, s, symbol)).real  # (1/M) Σ_k w_k cos(2π k·x / N)
     difference = (points[:, None, :] - points[None, :, :]) % numpy.asarray(shape)
     return green[tuple(numpy.moveaxis(difference, -1, 0))]
@@ -131,10 +130,10 @@ def _constant(function):
             return pool.submit(checked, dtype, device, *key).result()
 
     def checked(dtype, device, *key) -> Tensor:
-        made = function(dtype, device, *key)
+        made = torch.from_numpy(function(dtype, device, *key)).to(dtype)
         if not made.isfinite().all():
             raise ValueError(f"fourier: {key} was given, which has weights too large for {dtype}; take a smaller s")
-        return made
+        return made.to(device)
 
     def table(*key) -> Tensor:
         return cached(*key)
@@ -146,27 +145,27 @@ def _constant(function):
 
 
 @_constant
-def _root(dtype, device, scale: int, *key) -> Tensor:
+def _root(dtype, device, scale: int, *key) -> numpy.ndarray:
     """R with R R = scale Q."""
     _hessian(dtype, device, *key)  # refuses weights of which the loss, their square, would be infinite
-    return torch.from_numpy(_square_root(scale * quadratic_form(*key))).to(dtype=dtype, device=device)
+    return _square_root(scale * quadratic_form(*key))
 
 
 @_constant
-def _hessian(dtype, device, *key) -> Tensor:
+def _hessian(dtype, device, *key) -> numpy.ndarray:
     """2 Q, the second derivative of the loss in p."""
-    return torch.from_numpy(2 * quadratic_form(*key)).to(dtype=dtype, device=device)
+    return 2 * quadratic_form(*key)
 
 
 @_constant
-def _spectrum(dtype, device, s: float, symbol: str, *shape: int) -> Tensor:
+def _spectrum(dtype, device, s: float, symbol: str, *shape: int) -> numpy.ndarray:
     """What the squares of the real and imaginary parts of a real FFT count for in the loss, one after the other."""
     axes = tuple(range(len(shape)))
     weights = frequency_weights(shape, s, symbol)
     weights = (weights + numpy.roll(numpy.flip(weights, axes), 1, axes)) / 2  # of "raw", real u sees this part only
     half = weights[..., : shape[-1] // 2 + 1].copy()
     half[..., 1 : (shape[-1] + 1) // 2] *= 2  # a frequency stands for its conjugate too, but for zero and Nyquist
-    return torch.from_numpy(half.ravel().repeat(2) / weights.size).to(dtype=dtype, device=device)
+    return half.ravel().repeat(2) / weights.size
 
 
 def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
@@ -206,12 +205,12 @@ class _OfLabels(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope: Tensor):
         compiling = torch.compiler.is_compiling()
-        many = not compiling and torch._C._functorch.is_legacy_batchedtensor(slope)
+        many = not compiling and (torch._C._functorch.is_legacy_batchedtensor(slope) or _transformed())
         if ctx.gradient is not None and not torch.is_grad_enabled() and not many:
             gradient, ctx.gradient = ctx.gradient, None  # handed on, and scaled in its place
             if slope.ndim:
                 gradient.mul_(slope.unsqueeze(-1))
-            elif compiling or slope.is_cuda or slope.item() != 1:  # a GPU would be waited for
+            elif compiling or not slope.is_cpu or slope.item() != 1:  # a GPU would be waited for
                 gradient.mul_(slope)
             return gradient, None, None, None, None
         # asked for a second time, for many slopes at once (is_grads_batched), or to be differentiated: by its formula
@@ -246,10 +245,12 @@ def _kernel() -> ModuleType | None:
 def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
     few, soft, compiling = classes < 16, target.is_floating_point(), torch.compiler.is_compiling()
+    # Of nothing there is no mean. Transforms and the compiler get plain operations, which have every rule there is.
+    plain = not logits.shape[0] or _transformed()
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
     first = few and logits.is_cpu and not compiling
-    if not (soft or first or _transformed()) and logits.shape[0]:  # of nothing there is no mean
+    if not (soft or first or plain):
         kernel = _kernel_for(logits) if logits.is_cuda else None
         if kernel or not few or compiling:
             hessian = _hessian(logits.dtype, logits.device, classes, *key)
@@ -260,15 +261,18 @@ def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key)
         logits, target = logits.double(), target.double()
     p = logits.mT.softmax(0) if first else logits.softmax(-1)
     # A mean and a sum are taken by the kernel that squares. Its mean is over classes, too, which the root makes up for.
-    root = _root(p.dtype, p.device, classes if reduction == "mean" else 1, classes, *key)
+    at_once = not (plain or compiling)
+    root = _root(p.dtype, p.device, classes if at_once and reduction == "mean" else 1, classes, *key)
     if soft:
         label = root @ target.mT if first else target @ root
     else:
         label = root.index_select(int(first), target)  # of a class index, R y is a row of R
+    seen, over_classes = root @ p if first else p @ root, 0 if first else 1
+    if not at_once:
+        return reduced((seen - label).square().sum(over_classes), reduction).to(dtype)
     # in one kernel each way; F.mse_loss would make views first, which cost as much in a small batch
-    squares = torch._C._nn.mse_loss(root @ p if first else p @ root, label, get_enum(reduction))
-    squares = squares.sum(0 if first else 1) if reduction == "none" else squares
-    return squares.to(dtype) if compiling else squares
+    squares = torch._C._nn.mse_loss(seen, label, get_enum(reduction))
+    return squares.sum(over_classes) if reduction == "none" else squares
 
 
 @register(
@@ -312,6 +316,7 @@ def fourier(
         classes, pad, permutation_seed = [int(n) for n in whole]
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
         _check_pad(pad, permutation_seed)
+        _check_grid((classes + pad,))
         values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
         return reduced(values, reduction)
     if len(shape) != 2:
@@ -331,6 +336,13 @@ def _check_pad(pad: object, permutation_seed: object) -> None:
         # from 2^53 on torch.compile would round it
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
             raise ValueError(f"fourier: {what}={value!r} was given; allowed: an integer >= 0, below 2^53")
+
+
+def _check_grid(shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > 2**24:
+        raise ValueError(
+            f"fourier: the grid {shape} has more than 2^24 points; place the classes closer together, or pad less"
+        )
 
 
 def _hashable(placement):

@@ -103,6 +103,7 @@ def epochs(
     count: int,
     order: torch.Generator,
     loss: Callable[[Tensor], Tensor],
+    counted: bool = True,
 ) -> Iterator[float]:
     """Train for `count` epochs, one each time it is asked, and give the mean loss of its steps.
 
@@ -110,6 +111,7 @@ def epochs(
 
     positions  of the training examples (N,), shuffled by `order`; the last, smaller batch is dropped
     loss       of the examples at the positions of a batch, a scalar
+    counted    whether the images enter a row's images a second
     """
     steps = len(positions) // batch_size
     schedule = CosineAnnealingLR(optimiser, steps * count)
@@ -124,7 +126,7 @@ def epochs(
             optimiser.step()
             schedule.step()
             total += value.detach()
-        _trained["images"] += steps * batch_size
+        _trained["images"] += steps * batch_size * counted
         yield total.item() / steps
 
 
