@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lossbook.checks import check_name, check_range
 
@@ -129,6 +130,11 @@ def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
             f"{tuple(shape)}; allowed: class indices (integers) of shape {tuple(shape[:-1])} "
             f"or distributions (floating point) of shape {tuple(shape)}"
         )
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward mode is at work, for which a fused function may have no rules."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def wide(values: Tensor) -> Tensor:

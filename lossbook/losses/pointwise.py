@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lossbook.losses._registry import distribution, expected, register
+from lossbook.losses._registry import distribution, expected, register, transformed
 
 
 @register(
@@ -53,6 +54,8 @@ def huber(logits: Tensor, target: Tensor, *, delta: float = 1.0) -> Tensor:
     δ >= 1 this is `brier` / (2 C). Below, it is not proper, and its gradient has a corner at |p_k - y_k| = δ.
     """
     error = torch.softmax(logits, -1) - distribution(target, logits)
+    if not transformed():
+        return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta).mean(-1)
     delta = min(delta, torch.finfo(error.dtype).max)
     small = error.clamp(-delta, delta)
     return (small * (error - small / 2)).mean(-1)  # F.huber_loss has no forward mode of its gradient

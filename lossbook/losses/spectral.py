@@ -20,11 +20,10 @@ from types import ModuleType
 import numpy
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn._reduction import get_enum
 
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.losses._registry import check_tensors, distribution, reduced, register, wide
+from lossbook.losses._registry import check_tensors, distribution, reduced, register, transformed, wide
 
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
@@ -170,8 +169,8 @@ def _spectrum(dtype, device, s: float, symbol: str, *shape: int) -> numpy.ndarra
 
 def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
     """The loss of u (*batch, *grid), its grid filled up with zeros to the given shape, in O(M log M)."""
-    transformed = torch.view_as_real(torch.fft.rfftn(u, s=shape, dim=tuple(range(-len(shape), 0))))
-    power = transformed.flatten(-1 - len(shape)).square()
+    coefficients = torch.view_as_real(torch.fft.rfftn(u, s=shape, dim=tuple(range(-len(shape), 0))))
+    power = coefficients.flatten(-1 - len(shape)).square()
     return (power * _spectrum(power.dtype, power.device, s, symbol, *shape)).sum(-1)
 
 
@@ -205,7 +204,7 @@ class _OfLabels(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope: Tensor):
         compiling = torch.compiler.is_compiling()
-        many = not compiling and (torch._C._functorch.is_legacy_batchedtensor(slope) or _transformed())
+        many = not compiling and (torch._C._functorch.is_legacy_batchedtensor(slope) or transformed())
         if ctx.gradient is not None and not torch.is_grad_enabled() and not many:
             gradient, ctx.gradient = ctx.gradient, None  # handed on, and scaled in its place
             if slope.ndim:
@@ -220,11 +219,6 @@ class _OfLabels(torch.autograd.Function):
         in_p = torch.addmm(u, u, hessian, beta=0, alpha=ctx.share)  # the share enters as above, to the last bit
         slope = slope.unsqueeze(-1) if slope.ndim else slope
         return slope * torch._softmax_backward_data(in_p, p, -1, p.dtype), None, None, None, None
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward mode is at work: a function of our own has no rules for them."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _kernel_for(logits: Tensor) -> ModuleType | None:
@@ -246,7 +240,7 @@ def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key)
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
     few, soft, compiling = classes < 16, target.is_floating_point(), torch.compiler.is_compiling()
     # Of nothing there is no mean. Transforms and the compiler get plain operations, which have every rule there is.
-    plain = not logits.shape[0] or _transformed()
+    plain = not logits.shape[0] or transformed()
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
     first = few and logits.is_cpu and not compiling
