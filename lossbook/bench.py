@@ -511,11 +511,13 @@ def write(table: pandas.DataFrame, name: str, device: torch.device | str = "cpu"
     device, cpu = torch.device(device), torch.backends.cpu.get_cpu_capability()
     path = results.PUBLISHED / "bench" / f"{name}{'' if device.type == 'cpu' else '_gpu'}.csv"
     written = table.assign(**training.provenance(device), cpu=cpu).to_csv(index=False, float_format="%.4g")
-    parts = [io.StringIO(written), *([path] if device.type == "cpu" and path.exists() else [])]
     # as text: read as numbers, a commit such as 0123 would lose its zero
-    now, *before = (pandas.read_csv(part, dtype=str, keep_default_na=False) for part in parts)
-    merged = pandas.concat([*(rows[rows["cpu"] != cpu] for rows in before), now]).fillna("")
-    results.write_atomically(path, lambda temporary: merged.to_csv(temporary, index=False))
+    read = functools.partial(pandas.read_csv, dtype=str, keep_default_na=False)
+    rows = read(io.StringIO(written))
+    if device.type == "cpu" and path.exists():
+        before = read(path)
+        rows = pandas.concat([before[before["cpu"] != cpu], rows]).fillna("")
+    results.write_atomically(path, lambda temporary: rows.to_csv(temporary, index=False))
     return path
 
 

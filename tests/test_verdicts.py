@@ -545,7 +545,10 @@ def test_verdict_the_convex_form_diverges_at_the_shared_rate_of_sgd(rooted):
     convex = rates[["rooted_logistic(k=2)", "rooted_logistic", "rooted_logistic(k=8)"]]
     assert convex.is_monotonic_increasing and list(convex)[1:] == [0.015, 0.05]
     assert rates["cross_entropy"] == 0.15 and (rates[rates.index.str.startswith("rooted_bounded")] == 0.5).all()
-    lost = rooted[(rooted["setting"] == "sgd tuned") & (rooted["status"] == "diverged")]
+    tuned = rooted[rooted["setting"] == "sgd tuned"]
+    chosen = tuned.groupby("loss")["learning_rate"].first()
+    assert chosen["rooted_logistic"] == chosen["cross_entropy"] / 10
+    lost = tuned[tuned["status"] == "diverged"]
     assert list(lost["loss"]) == ["rooted_logistic(k=2)"] * (2 if "fashion_mnist" in set(rooted["dataset"]) else 0)
 
 
@@ -569,6 +572,10 @@ def test_verdict_rooted_losses_gain_no_accuracy(rooted):
     """Tuned, the convex form trails cross-entropy under SGD, the bounded one is near; the smaller k, the further."""
     table = against(rooted[rooted["setting"] != "adam few images"], "cross_entropy", ["setting"])
     assert not ((table["difference"] > 0) & (table["p_holm"] < 0.05)).any() and len(table) == 28
+    behind = table[(table["setting"] == "sgd tuned") & table["loss"].isin(["rooted_logistic", "rooted_logistic(k=2)"])]
+    if rooted["dataset"].iloc[0] == "fashion_mnist":  # two of its five runs with k = 2 diverge
+        behind = behind[behind["loss"] == "rooted_logistic"]
+    assert (behind["difference"] + behind["half_width"] < -1).all() and (behind["n"] == 5).all() and len(behind)
     gain = table.set_index(["setting", "loss"])["difference"].unstack("loss")
     tuned = gain.loc["sgd tuned"]
     assert tuned["rooted_logistic"] < -1.4 and -0.7 < tuned["rooted_logistic(k=8)"] < -0.4

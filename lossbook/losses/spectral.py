@@ -239,7 +239,7 @@ def _kernel() -> ModuleType | None:
 def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
     few, soft, compiling = classes < 16, target.is_floating_point(), torch.compiler.is_compiling()
-    # Of nothing there is no mean. Transforms and the compiler get plain operations, which have every rule there is.
+    # Of nothing there is no mean, and transforms need operations that have every rule.
     plain = not logits.shape[0] or transformed()
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
@@ -254,7 +254,8 @@ def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key)
         # compiled in an autocast region, the backward of a product would be taken in bfloat16; of float64 it is not
         logits, target = logits.double(), target.double()
     p = logits.mT.softmax(0) if first else logits.softmax(-1)
-    # A mean and a sum are taken by the kernel that squares. Its mean is over classes, too, which the root makes up for.
+    # A mean and a sum are taken by the kernel that squares, where it is not for the compiler to put them together. Its
+    # mean is over classes, too, which the root makes up for.
     at_once = not (plain or compiling)
     root = _root(p.dtype, p.device, classes if at_once and reduction == "mean" else 1, classes, *key)
     if soft:
