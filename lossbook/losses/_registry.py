@@ -88,11 +88,15 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
                 target = target.to(wanted)
             if reduces:
                 hyper["reduction"] = reduction
-            if not torch._C._is_any_autocast_enabled():  # to switch off what is off takes 10 µs
-                values = function(logits, target, **hyper)
-            else:
-                with torch.autocast(logits.device.type, enabled=False):
+            try:
+                if not torch._C._is_any_autocast_enabled():  # to switch off what is off takes 10 µs
                     values = function(logits, target, **hyper)
+                else:
+                    with torch.autocast(logits.device.type, enabled=False):
+                        values = function(logits, target, **hyper)
+            except (IndexError, RuntimeError):
+                refuse_labels(name, target, logits.shape[-1])
+                raise
             return values if reduces else reduced(values, reduction)
 
         flags = [("" if properties[flag] else "not ") + flag for flag in FLAGS]
@@ -130,6 +134,17 @@ def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
             f"{tuple(shape)}; allowed: class indices (integers) of shape {tuple(shape[:-1])} "
             f"or distributions (floating point) of shape {tuple(shape)}"
         )
+
+
+def refuse_labels(name: str, target: Tensor, classes: int) -> None:
+    """Say which class index made an operation fail. Asked after it has: to look first takes time, on a GPU a wait."""
+    if target.is_cpu and target.numel() and not target.is_floating_point() and not transformed():
+        for index in torch.stack(target.aminmax()).tolist():
+            if not 0 <= index < classes:
+                raise ValueError(
+                    f"{name}: target holds the class index {index}; allowed: 0 to {classes - 1}, one for each class. "
+                    "Leave out examples that have none"
+                )
 
 
 def transformed() -> bool:

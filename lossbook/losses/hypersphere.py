@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.losses._registry import check_shapes, check_tensors, parse, wide
+from lossbook.losses._registry import check_shapes, check_tensors, parse, refuse_labels, wide
 from lossbook.losses.likelihood import cross_entropy
 
 FIRST_DELTA = 0.05  # of the schedules that need a norm, before one epoch has measured it
@@ -135,7 +135,11 @@ def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def term(features: Tensor, target: Tensor, centroids: Tensor, **hyper) -> Tensor:
         check_tensors(function.__name__, centroids)
         _check(function.__name__, features, target, centroids.shape[-1])
-        return _outside_autocast(lambda z: function(z, target.long(), centroids.to(z), **hyper), features)
+        try:
+            return _outside_autocast(lambda z: function(z, target.long(), centroids.to(z), **hyper), features)
+        except (IndexError, RuntimeError):
+            refuse_labels(function.__name__, target, len(centroids))
+            raise
 
     return term
 
@@ -276,11 +280,15 @@ class Head(nn.Module):
         self.num_classes, self.dim = num_classes, dim
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        """The loss. ValueError for a wrong shape, type or number of dimensions."""
+        """The loss. ValueError for a wrong shape, type or number of dimensions, on a CPU also for a wrong class."""
         _check(type(self).__name__, features, target, self.dim)
         if features.ndim != 2 or not len(features):
             raise ValueError(f"features of shape {tuple(features.shape)} were given; allowed: (B, {self.dim}), B >= 1")
-        return _outside_autocast(self.loss, features, target.long())
+        try:
+            return _outside_autocast(self.loss, features, target.long())
+        except (IndexError, RuntimeError):
+            refuse_labels(type(self).__name__, target, self.num_classes)
+            raise
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores (B, C), the largest of which is the decision; margins are of training only."""
