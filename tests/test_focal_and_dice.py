@@ -115,6 +115,25 @@ def test_minimiser_is_not_the_share_of_positives(gamma, share):
     stated = derived.calibration().subs({derived.p: best, derived.gamma: gamma}).evalf()
     assert float(stated) == pytest.approx(share, abs=2e-3)
     assert abs(best - 0.5) < abs(share - 0.5) - 0.01
+    curve = derived.calibration(derived.alpha).subs(derived.alpha, 0.25)
+    weighted = float(curve.subs({derived.p: best, derived.gamma: gamma}))
+    assert weighted / (1 - weighted) == pytest.approx(3 * float(stated) / (1 - float(stated)))
+
+
+@pytest.mark.parametrize(("classes", "share"), [(2, 0.7), (10, 0.3), (10, 0.9), (100, 0.05), (100, 0.09), (100, 0.5)])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_minimiser_of_the_softmax_form(classes, share, gamma):
+    """The loss that trains is least at the p that `calibration_of_class` answers with the share."""
+    p = torch.linspace(1e-3, 1 - 1e-3, 20001, dtype=torch.float64)
+    others = (1 - p) / (classes - 1)
+    logits = torch.stack([p, *[others] * (classes - 1)], 1).log()
+    target = torch.full((classes,), (1 - share) / (classes - 1), dtype=torch.float64)
+    target[0] = share
+    best = p[losses.focal(logits, target.expand_as(logits), gamma=gamma).argmin()].item()
+    of_class = derived.calibration_of_class().subs({derived.gamma: gamma, derived.N: classes})
+    assert float(of_class.subs(derived.p, best)) == pytest.approx(share, abs=1e-3)
+    if gamma == 2:
+        assert (best > share) == (classes == 100 and share < 0.2)  # too sure, of many classes and a small share
 
 
 # --- Dice ---------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_gram_is_blind_to_place_sign_and_rotation_of_positions(seed):
         assert (style_distance(same, x) < 1e-24).all() and (feature_distance(same, x) > 1e-3).all()
 
 
-def test_equal_gram_matrices_differ_by_a_rotation_of_positions():
+def test_equal_gram_matrices_differ_by_an_isometry_of_positions():
     """The converse: from F Fᵀ = F' F'ᵀ, with M >= C and full rank, Q = F⁺ F' carries F over to F'."""
     x = maps(0, (1, 3, 2, 4))[0].flatten(2)[0]
     turned = x @ torch.linalg.qr(torch.randn(8, 8, dtype=x.dtype))[0]

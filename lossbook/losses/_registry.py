@@ -257,7 +257,8 @@ def gradient_scale(spec: str, num_classes: int) -> float:
     num_classes  C >= 2
 
     Mean over the C class labels, which differ only where the order of the classes matters. Cross-entropy itself has
-    the norm sqrt(1 - 1/C). A learning rate divided by this scale makes the first steps of all losses equally long.
+    the norm sqrt(1 - 1/C). A learning rate of plain SGD divided by this scale makes first steps equally long where the
+    gradient at z = 0 is parallel to p - y: for all but `fourier` and `rps`, of which it holds in the logits alone.
     ValueError as for `create`.
     """
     loss = create(spec, num_classes, reduction="sum")

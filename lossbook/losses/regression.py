@@ -71,7 +71,7 @@ def tukey(prediction: Tensor, target: Tensor, *, c: float = 4.6851, scale: float
 
     prediction f and target y (batch,) or (batch, outputs), of one unit. Returns (batch,), range [0, c² s²/6] an
     output. Gradient in f at a given s: r (1 - (r/cs)²)² for |r| < cs, and 0 from there on. Near zero r²/2; symmetric;
-    bounded; not convex, so that it needs a good start. Source: Beaton & Tukey 1974; as a loss of networks
+    bounded at a given s; not convex, so that it needs a good start. Source: Beaton & Tukey 1974; as a loss of networks
     Belagiannis et al., arXiv 1505.06606, whose loss is this one over s².
 
     c      in (0, inf); 4.6851 has 95 % efficiency under Gaussian noise of standard deviation s

@@ -12,6 +12,7 @@ from sympy import Expr, Symbol, exp, log
 
 p, q, f, alpha = sympy.symbols("p q f alpha", positive=True)
 gamma = Symbol("gamma", nonnegative=True)
+N, eta = sympy.symbols("N eta", positive=True)
 TP, FP, FN = sympy.symbols("TP FP FN", positive=True)
 
 
@@ -52,10 +53,21 @@ def relative_pull() -> Expr:
     return sympy.simplify(slope_in_logit(binary_focal(p, 1)) / (p - 1))
 
 
-def calibration() -> Expr:
+def calibration(alpha: Expr | None = None) -> Expr:
     """The share η of positives at which p is the stationary point of η FL(p, 1) + (1 - η) FL(p, 0)."""
-    up, down = -slope_in_logit(binary_focal(p, 1)), slope_in_logit(binary_focal(p, 0))
+    up, down = (slope_in_logit(binary_focal(p, g, alpha=alpha)) * (1 - 2 * g) for g in (1, 0))
     return sympy.simplify(down / (up + down))
+
+
+def calibration_of_class() -> Expr:
+    """The share η of one of N classes at which its p is the stationary point of the expected softmax form.
+
+    The other classes have the rest in equal parts, of the share and of the prediction.
+    """
+    of_class = softmax_focal([p], 0)
+    expected = eta * of_class + (1 - eta) * of_class.subs(p, (1 - p) / (N - 1))
+    (share,) = sympy.solve(sympy.diff(expected, p), eta)
+    return share
 
 
 def dice(
