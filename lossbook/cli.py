@@ -13,6 +13,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from lossbook import __version__
 from lossbook.losses import catalogue
 from lossbook.losses._registry import FLAGS
 
@@ -20,6 +21,7 @@ from lossbook.losses._registry import FLAGS
 def main(arguments: list[str] | None = None) -> int:
     """Entry point: 0 when all went well, 2 when the input was refused, 1 where a file failed, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="lossbook", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"lossbook {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     commands.add_parser("losses", help="the catalogue of the losses")
@@ -28,25 +30,26 @@ def main(arguments: list[str] | None = None) -> int:
     fetch.add_argument("names", nargs="*", help="data sets; all that are there if none is named")
 
     run = commands.add_parser("run", help="run an experiment without a notebook; what has a row is not run again")
-    run.add_argument("experiment")
-    run.add_argument("--profile", default="quick")
+    run.add_argument("experiment", help="named as its notebook under notebooks/experiments; airbench has none")
+    run.add_argument("--profile", default="quick", help="smoke (seconds), quick (minutes; the default) or paper")
     run.add_argument("--dataset", nargs="+", default=[], help="default: digits; in the paper profile, all it has")
     run.add_argument("--model", nargs="+", default=[], help="default: mlp; in the paper profile, all of its networks")
     run.add_argument("--losses", nargs="+", default=[], metavar="LOSS", help="for example cross_entropy 'fourier(s=2)'")
     run.add_argument("--noise", nargs="+", default=[], metavar="NOISE", help="for example 'symmetric 0.4'")
-    run.add_argument("--seeds", nargs="+", type=int, default=[])
-    run.add_argument("--epochs", type=int, default=0)
+    run.add_argument("--seeds", nargs="+", type=int, default=[], help="default: those of the profile")
+    run.add_argument("--epochs", type=int, default=0, help="default: 0, those of the profile")
     run.add_argument("--learning-rates", nargs="+", type=float, default=[], help="one alone is used without tuning")
     run.add_argument("--variant", nargs="+", default=[], help="parts of the experiment, such as 'sgd tuned'")
     run.add_argument("--out", default="", help="folder of the rows (default data/runs)")
-    run.add_argument("--workers", type=int, default=None, help="processes (default: one a core; on a GPU, one)")
+    run.add_argument("--workers", type=int, help="processes (default: LOSSBOOK_WORKERS, or one a core; on a GPU, one)")
     run.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would end later than this")
     run.add_argument("--afresh", action="store_true", help="also run what the committed table holds")
     run.add_argument("--plan", action="store_true", help="say what is there and what the rest takes, and run nothing")
 
     publish = commands.add_parser("publish", help="merge the rows of this machine into the table under data/results")
     publish.add_argument("experiment")
-    publish.add_argument("--dataset", nargs="+", default=None)
+    publish.add_argument("--dataset", nargs="+", default=None, help="default: all that have rows")
+    publish.add_argument("--out", default="", help="folder of the rows, as it was given to run (default data/runs)")
 
     bench = commands.add_parser("bench", help="measure the speed tables, side by side, into data/results/bench")
     bench.add_argument("tables", nargs="*", help="all of them if none is named")
@@ -102,7 +105,7 @@ def _data(given) -> int:
     from lossbook import data
 
     status = 0
-    for name in given.names or filter(data.is_there, data.NAMES):
+    for name in given.names or filter(data.is_there, data.ALL):
         try:
             dataset = data.load(name)
         except data.DataError as error:  # the others may be whole
@@ -138,7 +141,7 @@ def _run(given) -> int:
         print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
         return 0
     if given.minutes < math.inf and (shortest := sweep.shortest_minutes(plans, given.workers)) > given.minutes:
-        raise ValueError(f"--minutes {given.minutes:g} was given, and what is left takes {shortest:.1f} at least")
+        raise ValueError(f"--minutes {given.minutes:g} was given, and what is left takes {shortest:.2g} at least")
     for plan, rows in zip(plans, sweep.run_all(plans, given.workers, began + 60 * given.minutes), strict=True):
         states = Counter(rows.get("status", ()))
         if left := len(plan.grid) - len(rows):
@@ -146,8 +149,9 @@ def _run(given) -> int:
         status = ", ".join(f"{count} {name}" for name, count in states.items())
         what = (given.experiment, plan.grid[0].dataset, plan.grid[0].model, plan.variant)
         print(f"{' '.join(filter(None, what))}: {status}", flush=True)
-    merges = f"; lossbook publish {given.experiment} merges them into the table of the figures and verdicts"
-    print(f"rows: {results.rows_folder(given.experiment, plans[0].out)}{'' if given.out else merges}")
+    out = f" --out {given.out}" if given.out else ""
+    merges = f"lossbook publish {given.experiment}{out} merges them into the table of the figures and verdicts"
+    print(f"rows: {results.rows_folder(given.experiment, plans[0].out)}; {merges}")
     return 0
 
 
@@ -156,7 +160,7 @@ def _publish(given) -> int:
     from lossbook.checks import check_name
 
     check_name("experiment", given.experiment, sweep.experiments())
-    path = results.publish(given.experiment, given.dataset)
+    path = results.publish(given.experiment, given.dataset, Path(given.out).expanduser() if given.out else None)
     print(f"{path.relative_to(results.PROJECT)}: {len(results.published(given.experiment))} rows")
     return 0
 

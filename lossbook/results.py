@@ -58,8 +58,8 @@ def _read(path: Path) -> pyarrow.Table:
 
 
 def afresh() -> bool:
-    """Whether a sweep also runs what the committed tables hold: LOSSBOOK_AFRESH is set, and not to 0."""
-    return os.environ.get("LOSSBOOK_AFRESH", "") not in ("", "0")
+    """Whether a sweep also runs what the committed tables hold: LOSSBOOK_AFRESH is set, and not to 0, no or false."""
+    return os.environ.get("LOSSBOOK_AFRESH", "").lower() not in ("", "0", "no", "false")
 
 
 def load(experiment: str, folder: str | Path | None = None, with_published: bool = True) -> pandas.DataFrame:
@@ -85,7 +85,7 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
 def publish(experiment: str, datasets: list[str] | None = None, folder: str | Path | None = None) -> Path:
     """Merge this machine's rows (of the named data sets) into the committed table and return its path."""
     rows = load(experiment, folder)
-    if rows.empty:
+    if load(experiment, folder, with_published=False).empty:
         raise ValueError(f"{experiment} has no rows under {Path(folder or RUNS)}; run the sweep first")
     if datasets:
         for name in datasets:

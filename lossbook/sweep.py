@@ -279,11 +279,25 @@ EXPERIMENTS: dict[str, tuple[Callable[[str, str, str], Grid | dict[str, Grid]], 
     ),
     "airbench": (airbench, (("cifar10", "airbench"),)),
 }
+# Of a profile these may be changed. Where rates are tuned, by one protocol and another, or each part has losses of its
+# own, the rest stands fast; so it does in tasks.
+CHANGES = ("losses", "noise", "seeds", "epochs", "learning_rates")
+FEWER_CHANGES = {
+    "loss_study": ("losses", "seeds", "epochs"),
+    "rooted_deep": ("losses", "seeds", "epochs"),
+    "regularised_likelihood": ("seeds", "epochs"),
+}
+WITH_TABLES = ("loss_study",)  # takes sets that are no images, too
 
 
 def experiments() -> list[str]:
     """Names of all experiments."""
     return [*EXPERIMENTS, *tasks.NAMES]
+
+
+def changes_of(experiment: str) -> tuple[str, ...]:
+    """What of a profile may be changed, beside its data set and network."""
+    return FEWER_CHANGES.get(experiment, CHANGES) if experiment in EXPERIMENTS else ("losses", "seeds")
 
 
 def variants(experiment: str) -> list[str]:
@@ -339,8 +353,9 @@ def plan(
     """The plan of an experiment, checked: ValueError for whatever is not allowed, before any work.
 
     dataset and model are those of the quick profile by default. losses, noise, seeds, epochs and learning_rates replace
-    those of the profile where they are given; noise is written "symmetric 0.4", and one learning rate alone is used
-    without tuning. variant is one of `variants(experiment)`. out is the folder of the rows, data/runs by default.
+    those of the profile where they are given, as far as they are among `changes_of(experiment)`. noise is written
+    "symmetric 0.4", and one learning rate alone is used without tuning. variant is one of `variants(experiment)`.
+    out is the folder of the rows, data/runs by default.
     """
     check_name("experiment", experiment, experiments())
     check_name("profile", profile, PROFILES)
@@ -363,6 +378,8 @@ def plan(
         if not isinstance(loss, str):
             raise ValueError(f"losses holds {loss!r}; allowed: names or specs, such as 'fourier(s=2)'")
     changes = {key: value for key, value in changes.items() if value}
+    for key in changes:
+        check_name(f"change to {experiment}", key, changes_of(experiment))
     build = _classifiers if experiment in EXPERIMENTS else _task
     default = _default(experiment)
     tuning, grid = build(experiment, profile, dataset or default[0], model or default[1], variant, changes)
@@ -387,13 +404,13 @@ def _classifiers(
     """The runs of one of `EXPERIMENTS`: those that tune, and the grid."""
     check_name("dataset", dataset, data.ALL)
     check_name("model", model, models.MODELS)
+    if dataset in data.TABLES and experiment not in WITH_TABLES:
+        raise ValueError(f"dataset={dataset!r} was given, a table; allowed: sets of images, {', '.join(data.NAMES)}")
     grid = EXPERIMENTS[experiment][0](profile, dataset, model)
     grid = grid[variant] if isinstance(grid, dict) else grid
     if "noise" in changes:
         changes["noise"] = tuple(parse_noise(text) for text in changes["noise"])
     of_images, classes = experiment == "noisy_images", len(data.spec(dataset).classes)
-    if of_images and dataset in data.TABLES:
-        raise ValueError(f"dataset={dataset!r} was given, a table; allowed: sets of images, {', '.join(data.NAMES)}")
     grid = replace(grid, **changes)
     for rate in grid.learning_rates:
         check_range("learning_rate", rate, "(0, inf)")
@@ -432,16 +449,22 @@ def _task(
     """The runs of a task: those that tune, and the grid."""
     runs = _module(experiment).runs(profile, dataset, model)
     tuning, grid = list(runs.tuning), list(runs.grid)
-    for key in changes:
-        check_name(f"change to {experiment}", key, ("losses", "seeds"))
-    if wanted := changes.get("losses"):
+    if wanted := [_spelt(loss, {task.loss for task in grid}) for loss in changes.get("losses", ())]:
         for loss in wanted:
-            check_name("loss", loss, sorted({task.loss for task in grid}))
+            check_name(f"loss of the {profile} profile of {experiment}", loss, sorted({task.loss for task in grid}))
         tuning, grid = ([task for task in part if task.loss in wanted] for part in (tuning, grid))
     if seeds := changes.get("seeds"):
         first = [task for task in grid if task.seed == grid[0].seed]
         grid = [replace(task, seed=seed) for seed in seeds for task in first]
     return tuning, grid
+
+
+def _spelt(loss: str, known: Iterable[str]) -> str:
+    """A spec with parameters as it is written among the known ones: the values count, and not how they are written."""
+    if "(" in loss:
+        same = (one for one in known if "(" in one and losses.parse(one) == losses.parse(loss))
+        return next(same, loss)
+    return loss
 
 
 def pairs(
@@ -488,9 +511,9 @@ def settings(experiment: str, names: dict[str, object], variant: str = "", **alw
         for key, value in names.items()
         if not key.startswith("_") and key not in hidden and not callable(value) and not isinstance(value, ModuleType)
     }
-    allowed = plan.__annotations__.keys() - {"experiment", "variant", "return"}
+    allowed = ("profile", "dataset", "model", *changes_of(experiment), "out")
     for key in given:
-        check_name("parameter", key, sorted(allowed))
+        check_name(f"parameter of {experiment}", key, allowed)
     for key, entries in always.items():
         if given.get(key) and isinstance(given[key], list | tuple):
             given[key] = [*entries, *(entry for entry in given[key] if entry not in entries)]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossbook import __version__, data, losses, models, noise
-from lossbook.checks import check_fields, check_whole, count_of_environment
+from lossbook.checks import check_fields, check_range, check_whole, count_of_environment
 
 OPTIMISERS = ("adam", "sgd", "sgd_plain", "airbench")
 AUGMENTATIONS = ("none", "shift_flip", "crop_flip")
@@ -113,6 +113,7 @@ class Config:
         check_fields(self, names, real)
         for name, interval in whole.items():
             check_whole(name, getattr(self, name), interval)
+            object.__setattr__(self, name, int(getattr(self, name)))  # of NumPy's, too
         for name in real:
             object.__setattr__(self, name, float(getattr(self, name)))
         if not isinstance(self.panel, bool):
@@ -127,8 +128,8 @@ class Config:
         if self.image_noise == "none" or self.image_level == 0:
             object.__setattr__(self, "image_noise", "none")
             object.__setattr__(self, "image_level", 0.0)
-        elif self.image_noise == "salt_pepper" and self.image_level > 1:
-            raise ValueError(f"image_level={self.image_level} was given; allowed for salt_pepper: a share from 0 to 1")
+        else:
+            check_range("image_level", self.image_level, noise.LEVELS[self.image_noise])
         spec = data.spec(self.dataset)
         models.check(self.model, spec.input_shape)
         if self.noise_kind == "asymmetric" and self.dataset not in noise.ASYMMETRIC_MAPS:
@@ -149,7 +150,9 @@ class Config:
                 "allowed: 0 for none, or more"
             )
         if self.batch_size > (left := of_training - held_out):
-            raise ValueError(f"batch_size={self.batch_size} was given; {self.dataset} leaves {left} for training")
+            raise ValueError(
+                f"batch_size={self.batch_size} was given; allowed: up to {left}, what is left for training"
+            )
 
     @property
     def hash(self) -> str:

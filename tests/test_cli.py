@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pandas
 import pytest
 
-from lossbook import figures, losses, results, sweep
+import lossbook
+from lossbook import data, figures, losses, results, sweep
 from lossbook.cli import main
 
 SMOKE = ["run", "noisy_labels", "--profile", "smoke", "--noise", "symmetric 0.4", "--seeds", "70", "--epochs", "1"]
@@ -32,6 +35,15 @@ def test_losses(capsys):
 def test_data(capsys):
     assert main(["data", "digits"]) == 0
     assert capsys.readouterr().out.split() == "digits 1437 training and 360 test images (8, 8)".split()
+    assert main(["data"]) == 0
+    there = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert there >= {"digits", *data.TABLES}
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"lossbook {lossbook.__version__}\n"
 
 
 def test_a_damaged_set_does_not_hide_the_others(capsys, tmp_path, monkeypatch):
@@ -52,6 +64,13 @@ def test_run_and_publish(capsys, tmp_path):
     assert "2 rows" in capsys.readouterr().out.splitlines()[-1]
     table = pandas.read_parquet(tmp_path / "data" / "results" / "noisy_labels.parquet")
     assert set(table["loss"]) == {"brier", "fourier(s=2)"}
+    assert main([*SMOKE, "--losses", "mae", "--workers", "1", "--out", str(tmp_path / "rows")]) == 0
+    (publish,) = re.findall("lossbook (publish .*) merges", capsys.readouterr().out)
+    assert main(publish.split()) == 0
+    assert set(results.published("noisy_labels")["loss"]) == {"brier", "fourier(s=2)", "mae"}
+    shutil.rmtree(results.RUNS)
+    assert main(["publish", "noisy_labels"]) == 2  # though a table is there, this machine has nothing to add
+    assert "run the sweep first" in capsys.readouterr().err
 
 
 def test_publishing_a_data_set_leaves_the_rows_of_others(tmp_path):
@@ -138,6 +157,13 @@ def test_no_time_left_begins_nothing(capsys, tmp_path):
         ([*ONE_RUN, "--workers", "-1"], "workers=-1"),
         ([*ONE_RUN, "--workers", "0"], "workers=0"),
         ([*ONE_RUN, "--minutes", "0"], "--minutes 0"),
+        (["run", "noisy_images", "--noise", "gaussian 1e40"], "[0, 1000]"),
+        (["run", "noisy_images", "--noise", "blur 1e308"], "[0, 1000]"),
+        (["run", "noisy_labels", "--dataset", "iris"], "sets of images"),
+        (["run", "regularised_likelihood", "--losses", "brier"], "allowed: seeds, epochs"),
+        (["run", "loss_study", "--learning-rates", "0.1"], "allowed: losses, seeds, epochs"),
+        (["run", "rooted_gan", "--epochs", "3"], "allowed: losses, seeds"),
+        (["run", "pod", "--losses", "arcface"], "the quick profile"),
         (["run", "noisy_labels", "--profile", "paper", "--dataset", "mnits"], "mnist"),
         (["figures", "notebooks/experiments/pods.ipynb"], "'pods'"),
         (["publish", "noisy_lables"], "noisy_labels"),

@@ -339,8 +339,12 @@ def test_bad_image_noise_is_refused():
         noise.corrupt_images(images, "gausian", 0.1, seeded())
     for kind in noise.IMAGE_KINDS:
         for level in (-0.1, math.nan, math.inf, "0.1"):
-            with pytest.raises(ValueError, match=rf"{kind}=.* was given; allowed: a number in \[0, (1\]|inf\))"):
+            with pytest.raises(ValueError, match=rf"{kind}=.* was given; allowed: a number in \[0, (1\]|1000\]|inf\))"):
                 noise.corrupt_images(images, kind, level, seeded())
+    for kind in ("gaussian", "blur"):  # what is beyond does not fit the kernels
+        assert noise.corrupt_images(images, kind, 1000.0, seeded()).isfinite().all()
+        with pytest.raises(ValueError, match=r"\[0, 1000\]"):
+            noise.corrupt_images(images, kind, 1e40, seeded())
     with pytest.raises(ValueError, match=r"salt_pepper=1.5 was given; allowed: a number in \[0, 1\]"):
         noise.corrupt_images(images, "salt_pepper", 1.5, seeded())
     for wrong in (images[0], images.mul(255).byte(), images[:0]):

@@ -217,6 +217,13 @@ def test_experiment_runs_at_smoke_size(path, tmp_path):
 
 
 @each(EXPERIMENTS)
+def test_experiment_has_the_parameters_that_it_takes(path):
+    (cell,) = parameters_cells(read(path))
+    given = {statement.targets[0].id for statement in ast.parse(cell.source).body if isinstance(statement, ast.Assign)}
+    assert given - {"model"} == {"profile", "dataset", "out", *sweep.changes_of(path.stem)}
+
+
+@each(EXPERIMENTS)
 def test_experiment_refuses_an_unknown_parameter(path, tmp_path):
     """What papermill would only warn of is refused before any work."""
     notebook = read(path)

@@ -259,6 +259,7 @@ def test_terms_refuse_features_that_do_not_go_together():
         ({"content": ["O"]}, "unknown layer 'O'; allowed: 0, 1, 2, 3"),
         ({"content": "0"}, r"content='0' was given; allowed: a list of names, \['0'\]"),
         ({}, "name at least one"),
+        ({"content": ["0"], "mean": 0.5}, "mean=0.5 was given; allowed: a list"),
         ({"content": ["0"], "mean": (0.5,)}, "1 means and 3 standard deviations"),
         ({"content": ["0"], "std": (0.2, 0.0, 0.2)}, r"std=0.0 was given; allowed: a number in \(0, inf\)"),
         ({"style": ["0"], "style_weight": -1.0}, r"style_weight=-1.0 was given; allowed: a number in \[0, inf\)"),

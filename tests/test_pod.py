@@ -75,6 +75,12 @@ def test_repulsion_where_no_simplex_is_possible():
     torch.testing.assert_close(u.norm(dim=1), torch.ones(6, dtype=torch.float64))
 
 
+def test_hyper_parameters_as_words_or_in_the_spec():
+    heads = hypersphere.head("arcface(margin=0.2)", 10, 16), hypersphere.head("arcface", 10, 16, margin=0.2)
+    z, y = torch.randn(5, 16, generator=torch.Generator().manual_seed(1)), torch.arange(5)
+    assert heads[0](z, y) == heads[1](z, y) != hypersphere.head("arcface", 10, 16)(z, y)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -87,6 +93,10 @@ def test_repulsion_where_no_simplex_is_possible():
         (lambda: hypersphere.head("pod(detla=0.1)", 10, 16), "delta"),
         (lambda: hypersphere.head("pod(delta='grow')", 10, 16), "growing"),
         (lambda: hypersphere.head("pod(delta=-1.0)", 10, 16), "delta"),
+        (lambda: hypersphere.head("pod", 10, 16, delta=-1.0), "delta"),
+        (lambda: hypersphere.head("arcface", 10, 16, margn=0.3), "margin"),
+        (lambda: hypersphere.head("arcface", 10, 16).logits(torch.zeros(3, 15)), "(batch, 16)"),
+        (lambda: hypersphere.head("arcface", 10, 16).predict([0.0] * 16), "torch tensors"),
         (lambda: hypersphere.head("pod(centroids='simplx')", 10, 16), "simplex"),
         (lambda: hypersphere.head("pod(decorrelation=-1)", 10, 16), "decorrelation"),
         (lambda: hypersphere.head("pedcc(power=0.5)", 10, 16), "power"),

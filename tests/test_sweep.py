@@ -89,10 +89,13 @@ def same_results(one, other):
         (dict(losses=[["brier"]]), "['brier']"),
         (dict(losses="brier"), "-y 'losses: [...]'"),
         (dict(dataset="digits", model="airbench"), "28x28"),
-        (dict(dataset="iris"), "batch_size=128"),
+        (dict(dataset="iris"), "sets of images"),
         (dict(experiment="noisy_images", dataset="iris"), "sets of images"),
-        (dict(experiment="rooted_deep", variant="adam few images", profile="paper", dataset="iris"), "train_size=6000"),
-        (dict(dataset="iris", losses=["fourier(placement=[2,0])"]), "or 3 points"),
+        (dict(experiment="rooted_deep", variant="adam few images", profile="paper", dataset="iris"), "sets of images"),
+        (
+            dict(experiment="loss_study", variant="sgd same", dataset="iris", losses=["fourier(placement=[2,0])"]),
+            "3 points",
+        ),
         (dict(profile="paper", dataset="mnist", model="vit"), "vit"),
         (dict(seeds=3), "seeds=3"),
         (dict(epochs=-1), "epochs=-1 was given; allowed: a whole number"),
@@ -122,8 +125,21 @@ def test_parameters_of_a_notebook():
     plan = sweep.settings("noisy_labels", {**around, "profile": "smoke", "dataset": "digits", "seeds": [3]})
     assert plan == sweep.plan("noisy_labels", "smoke", seeds=[3])
     for name, near in (("datset", "dataset"), ("seed", "seeds"), ("lossses", "losses")):
-        with pytest.raises(ValueError, match=f"unknown parameter '{name}'.*'{near}'"):
+        with pytest.raises(ValueError, match=f"unknown parameter of noisy_labels '{name}'.*'{near}'"):
             sweep.settings("noisy_labels", {**around, name: "mnist"})
+    for experiment, name in (("loss_study", "learning_rates"), ("regularised_likelihood", "losses"), ("pod", "noise")):
+        with pytest.raises(ValueError, match=f"unknown parameter of {experiment} '{name}'; allowed: profile, dataset"):
+            sweep.settings(experiment, {**around, name: []}, sweep.variants(experiment)[0])
+
+
+def test_values_count_and_not_how_they_are_written():
+    """The spec of a head, and whole numbers of NumPy."""
+    one, other = (sweep.plan("pod", losses=[f"pod(decorrelation={weight})"]) for weight in ("0.0", "0"))
+    assert one == other and {run.loss for run in one.grid} == {"pod(decorrelation=0.0)"}
+    for experiment in ("noisy_labels", "pod"):
+        plans = [sweep.plan(experiment, "smoke", seeds=seeds) for seeds in ([0, 1], np.arange(2))]
+        assert plans[0] == plans[1]
+        assert [run.hash for run in plans[0].grid] == [run.hash for run in plans[1].grid]
 
 
 @pytest.mark.parametrize(
@@ -723,7 +739,8 @@ def test_publishing_merges_without_loss(tmp_path):
     assert set(both.columns) == set(first.columns)
     one = both.set_index("hash").loc[first["hash"].iloc[0]]
     assert list(one["train_loss_curve"]) == list(first["train_loss_curve"].iloc[0])
-    results.publish("noisy_labels", folder=tmp_path / "none")
+    with pytest.raises(ValueError, match="run the sweep first"):
+        results.publish("noisy_labels", folder=tmp_path / "none")
     pandas.testing.assert_frame_equal(results.published("noisy_labels"), both)
 
 

@@ -477,6 +477,7 @@ def test_canonical_spelling_keeps_the_value(s, q):
         (dict(dataset="wine", noise_kind="asymmetric", noise_rate=0.4), "wine"),
         (dict(image_level=-1), "image_level=-1"),
         (dict(image_noise="salt_pepper", image_level=1.5), "image_level=1.5"),
+        (dict(image_noise="blur", image_level=1e308), "[0, 1000]"),
         (dict(augment="flip"), "shift_flip"),
         (dict(optimiser="adm"), "adam"),
         (dict(views=3), "1, 2, 6"),

@@ -85,13 +85,18 @@ def _check_sizes(name: str, num_classes: int, dim: int) -> None:
 # --- terms of the losses -------------------------------------------------------------------------------------
 
 
-def _check(name: str, features: Tensor, target: Tensor, dim: int) -> None:
-    check_tensors(name, features, target)
+def _check_features(name: str, features: Tensor, dim: int) -> None:
+    check_tensors(name, features)
     if not features.is_floating_point() or features.ndim < 1 or features.shape[-1] != dim:
         raise ValueError(
             f"{name}: features are {features.dtype} of shape {tuple(features.shape)}; "
             f"allowed: floating point of shape (batch, {dim}), as the class vectors have {dim} dimensions"
         )
+
+
+def _check(name: str, features: Tensor, target: Tensor, dim: int) -> None:
+    check_tensors(name, features, target)
+    _check_features(name, features, dim)
     if target.shape != features.shape[:-1] or target.dtype == torch.bool or target.dtype.is_floating_point:
         raise ValueError(
             f"{name}: target is {target.dtype} of shape {tuple(target.shape)} for features of shape "
@@ -292,6 +297,7 @@ class Head(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores (B, C), the largest of which is the decision; margins are of training only."""
+        _check_features(type(self).__name__, features, self.dim)
         return _outside_autocast(self.scores, features)
 
     def predict(self, features: Tensor) -> Tensor:
@@ -600,17 +606,22 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
-def head(spec: str, num_classes: int, dim: int, seed: int = 0) -> Head:
+def head(spec: str, num_classes: int, dim: int, seed: int = 0, **hyper) -> Head:
     """Make a head by name, or by a spec such as "pod(delta='norm', decorrelation=0.0)".
 
     spec         one of `HEADS`, with hyper-parameters or without
     num_classes  C >= 2
     dim          D, the features that the backbone gives for an example
     seed         of learned weights, and of the rotation of fixed centroids
+    hyper        the head's own hyper-parameters
+
+    head(features, labels) is the mean loss of a batch, and `predict` decides. Call `end_epoch` after each epoch: the
+    delta of POD follows what was seen in it.
 
     ValueError for an unknown name or hyper-parameter, a value out of range, or a D too small for the centroids.
     """
-    name, hyper = parse(spec)
+    name, parsed = parse(spec)
+    hyper = parsed | hyper
     check_name("head", name, HEADS)
     _check_sizes(name, num_classes, dim)
     check_whole("seed", seed, "[0, inf)")

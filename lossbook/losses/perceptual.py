@@ -108,6 +108,9 @@ class PerceptualLoss(nn.Module):
                 raise ValueError(f"PerceptualLoss: {kind}={names!r} was given; allowed: a list of names, [{names!r}]")
         if not (content or style):
             raise ValueError("PerceptualLoss: neither content nor style names a layer; name at least one")
+        for kind, values in (("mean", mean), ("std", std)):
+            if not hasattr(values, "__len__") or isinstance(values, str):
+                raise ValueError(f"PerceptualLoss: {kind}={values!r} was given; allowed: a list, one number a channel")
         if len(mean) != len(std) or not len(mean):
             raise ValueError(
                 f"PerceptualLoss: {len(mean)} means and {len(std)} standard deviations were given; allowed: one of "
