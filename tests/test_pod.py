@@ -367,9 +367,11 @@ def test_compiled_once_for_all_steps_and_epochs(name):
     torch._dynamo.reset()
     z, y, _ = sample()
     head, other = hypersphere.head(name, 5, 8), hypersphere.head(name, 5, 8)
-    compiled = torch.compile(head, fullgraph=True, backend="eager")
+    compiled, z = torch.compile(head, fullgraph=True, backend="aot_eager"), z.requires_grad_()
     for _ in range(12):  # more than torch would compile anew
-        torch.testing.assert_close(compiled(z, y), other(z, y))
+        found, expected = compiled(z, y), other(z, y)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(value, z)[0] for value in (found, expected)))
         head.end_epoch()
         other.end_epoch()
 

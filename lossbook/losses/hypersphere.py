@@ -156,17 +156,23 @@ def direction(features: Tensor) -> Tensor:
 
 
 @_term
-def norm_adaptive_cosine(features: Tensor, target: Tensor, centroids: Tensor, *, delta: float = 0.0) -> Tensor:
+def norm_adaptive_cosine(features: Tensor, target: Tensor, centroids: Tensor, *, delta: float | Tensor = 0.0) -> Tensor:
     """(1 - z·a_y / √(‖z‖² + δ²))²: the squared cosine distance between (z, δ) and (a_y, 0)
 
     features (*batch, D), target indices (*batch), centroids (C, D) of length 1. Returns (*batch), range [0, 4].
     With r = ‖z‖ and c the cosine of z and a_y, ∂/∂r = -2 c δ² (√(r² + δ²) - c r)/(r² + δ²)², so the norm grows where
     c > 0, and ∂/∂c = -2 r (√(r² + δ²) - c r)/(r² + δ²). It cannot fall below (1 - 1/√(1 + δ²/r²))².
+    delta is a number, or a tensor () that is not asked whether it is negative.
     δ = 0 is the squared cosine loss of Hyperspherical Prototype Networks (arXiv 1901.10514), blind to the norm.
     Not convex. Smooth for δ > 0; for δ = 0 but at z = 0. Source: code released with arXiv 2111.15449.
     """
-    check_range("norm_adaptive_cosine: delta", delta, "[0, inf)")
-    with_delta = torch.cat([features, torch.full_like(features[..., :1], delta)], -1)
+    beside = features[..., :1]
+    if isinstance(delta, Tensor):
+        beside = delta.to(features).expand_as(beside)
+    else:
+        check_range("norm_adaptive_cosine: delta", delta, "[0, inf)")
+        beside = torch.full_like(beside, delta)
+    with_delta = torch.cat([features, beside], -1)
     cosines = direction(with_delta)[..., :-1] @ centroids.mT
     return (1 - cosines.gather(-1, target.unsqueeze(-1)).squeeze(-1)).square()
 
@@ -414,12 +420,26 @@ class Pod(_Prototypes):
         check_range("pod: alpha", alpha, "[0, inf)")
         check_range("pod: decorrelation", decorrelation, "[0, inf)")
         self.schedule, self.alpha, self.decorrelation = delta, alpha, decorrelation
-        self.epochs_done, self.delta = 0, scheduled_delta(delta, 0)
+        self.epochs_done = 0
         self.register_buffer("norms", torch.zeros(2))  # their sum in this epoch, and their number: see `_apply`
+        # for compiled code, which would be compiled anew for another number
+        self.register_buffer("delta_there", torch.zeros(()), persistent=False)
+        self.delta = scheduled_delta(delta, 0)
+
+    @property
+    def delta(self) -> float:
+        """The delta of this epoch."""
+        return self._delta
+
+    @delta.setter
+    def delta(self, value: float) -> None:
+        self._delta = value
+        self.delta_there.fill_(value)
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         centroids = self.class_vectors()
-        value = norm_adaptive_cosine(features, target, centroids, delta=self.delta).mean()
+        delta = self.delta_there if torch.compiler.is_compiling() else self.delta
+        value = norm_adaptive_cosine(features, target, centroids, delta=delta).mean()
         if self.decorrelation:
             value = value + self.decorrelation * decorrelation(features, target, centroids)
         if self.training:
@@ -439,6 +459,8 @@ class Pod(_Prototypes):
     def _apply(self, *args, **kwargs):
         super()._apply(*args, **kwargs)
         self.norms = self.norms.float()  # in half precision their sum would stop growing, or overflow
+        self.delta_there = self.delta_there.float()
+        self.delta = self.delta  # of which half precision had kept three digits
         return self
 
     def get_extra_state(self) -> dict[str, float]:
