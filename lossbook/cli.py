@@ -7,6 +7,7 @@ import io
 import math
 import multiprocessing
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -141,7 +142,8 @@ def _run(given) -> int:
         print(table.to_string(index=False, float_format="{:.1f}".format, na_rep="?"))
         return 0
     if given.minutes < math.inf and (shortest := sweep.shortest_minutes(plans, given.workers)) > given.minutes:
-        raise ValueError(f"--minutes {given.minutes:g} was given, and what is left takes {shortest:.2g} at least")
+        least = f"{shortest:.1f}" if shortest >= 1 else f"{shortest:.2g}"
+        raise ValueError(f"--minutes {given.minutes:g} was given, and what is left takes {least} at least")
     for plan, rows in zip(plans, sweep.run_all(plans, given.workers, began + 60 * given.minutes), strict=True):
         states = Counter(rows.get("status", ()))
         if left := len(plan.grid) - len(rows):
@@ -149,7 +151,7 @@ def _run(given) -> int:
         status = ", ".join(f"{count} {name}" for name, count in states.items())
         what = (given.experiment, plan.grid[0].dataset, plan.grid[0].model, plan.variant)
         print(f"{' '.join(filter(None, what))}: {status}", flush=True)
-    out = f" --out {given.out}" if given.out else ""
+    out = f" --out {shlex.quote(given.out)}" if given.out else ""
     merges = f"lossbook publish {given.experiment}{out} merges them into the table of the figures and verdicts"
     print(f"rows: {results.rows_folder(given.experiment, plans[0].out)}; {merges}")
     return 0

@@ -84,12 +84,12 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
 
 def publish(experiment: str, datasets: list[str] | None = None, folder: str | Path | None = None) -> Path:
     """Merge this machine's rows (of the named data sets) into the committed table and return its path."""
-    rows = load(experiment, folder)
-    if load(experiment, folder, with_published=False).empty:
+    rows, own = load(experiment, folder), load(experiment, folder, with_published=False)
+    if own.empty:
         raise ValueError(f"{experiment} has no rows under {Path(folder or RUNS)}; run the sweep first")
     if datasets:
         for name in datasets:
-            check_name(f"dataset with rows of {experiment}", name, sorted(rows["dataset"].unique()))
+            check_name(f"dataset with rows of {experiment} here", name, sorted(own["dataset"].unique()))
         rows = pandas.concat([rows[rows["dataset"].isin(datasets)], published(experiment)]).drop_duplicates("hash")
     order = ["dataset", "model", "noise_kind", "noise_rate", "image_noise", "image_level", "loss", "seed", "hash"]
     order = [column for column in order if column in rows]

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -64,9 +65,9 @@ def test_run_and_publish(capsys, tmp_path):
     assert "2 rows" in capsys.readouterr().out.splitlines()[-1]
     table = pandas.read_parquet(tmp_path / "data" / "results" / "noisy_labels.parquet")
     assert set(table["loss"]) == {"brier", "fourier(s=2)"}
-    assert main([*SMOKE, "--losses", "mae", "--workers", "1", "--out", str(tmp_path / "rows")]) == 0
+    assert main([*SMOKE, "--losses", "mae", "--workers", "1", "--out", str(tmp_path / "more rows")]) == 0
     (publish,) = re.findall("lossbook (publish .*) merges", capsys.readouterr().out)
-    assert main(publish.split()) == 0
+    assert main(shlex.split(publish)) == 0
     assert set(results.published("noisy_labels")["loss"]) == {"brier", "fourier(s=2)", "mae"}
     shutil.rmtree(results.RUNS)
     assert main(["publish", "noisy_labels"]) == 2  # though a table is there, this machine has nothing to add

@@ -75,6 +75,33 @@ def test_repulsion_where_no_simplex_is_possible():
     torch.testing.assert_close(u.norm(dim=1), torch.ones(6, dtype=torch.float64))
 
 
+def test_numbers_of_numpy_are_numbers():
+    """A head of them is the head of Python's, down to its attributes, which torch.compile takes for constants."""
+    five, eight, three = (numpy.int64(n) for n in (5, 8, 3))
+    given = hypersphere.head("pod", five, eight, three, delta=numpy.float64(0.5))
+    meant = hypersphere.head("pod", 5, 8, 3, delta=0.5)
+    assert type(given.delta) is float and type(given.num_classes) is type(given.dim) is int
+    assert torch.equal(given.class_vectors(), meant.class_vectors())
+    assert torch.equal(hypersphere.simplex_centroids(five, eight, three), hypersphere.simplex_centroids(5, 8, 3))
+    assert torch.equal(hypersphere.repulsion_centroids(five, eight, three), hypersphere.repulsion_centroids(5, 8, 3))
+
+
+def test_a_pod_head_is_loaded_by_assignment_and_stacked():
+    z, y, _ = sample()
+    heads = [hypersphere.head("pod", 5, 8, seed=seed).double().eval() for seed in range(3)]
+    for delta, head in enumerate(heads, 1):
+        head.delta = float(delta)
+    empty = hypersphere.head("pod", 5, 8).to("meta")
+    empty.load_state_dict(heads[1].state_dict(), assign=True)
+    assert empty.to("cpu").delta == empty.delta_there == 2
+    alone = torch.stack([head(z, y) for head in heads])
+    torch.testing.assert_close(empty.eval()(z, y), alone[1])
+    together = torch.func.stack_module_state(heads)
+    stacked = torch.func.vmap(lambda p, b: torch.func.functional_call(heads[0], (p, b), (z, y)))
+    torch.testing.assert_close(stacked(*together), alone)  # each with the delta of its own
+    hypersphere.head("pod(delta=1e39)", 5, 8)  # no float32, and no reason to fail
+
+
 def test_hyper_parameters_as_words_or_in_the_spec():
     heads = hypersphere.head("arcface(margin=0.2)", 10, 16), hypersphere.head("arcface", 10, 16, margin=0.2)
     z, y = torch.randn(5, 16, generator=torch.Generator().manual_seed(1)), torch.arange(5)
@@ -423,6 +450,8 @@ def test_wrong_input_is_refused(name):
     ):  # fmt: skip
         with pytest.raises(ValueError, match="allowed"):
             head(features, target)
+    with pytest.raises(ValueError, match="class index 5"):
+        head(z, torch.full(y.shape, 5, dtype=torch.uint16))
     for wrong in (5, -1, -100):
         with pytest.raises(ValueError, match=f"class index {wrong}; allowed: 0 to 4"):
             head(z, torch.full_like(y, wrong))

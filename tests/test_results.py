@@ -266,6 +266,15 @@ def test_every_loss_has_a_name_and_a_look_of_its_own():
     assert len(set(labels)) == len(labels)
 
 
+def test_a_data_set_is_published_from_where_it_was_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
+    for dataset in ("mnist", "digits"):
+        results.write_row({"hash": dataset, "dataset": dataset}, "experiment", tmp_path / dataset)
+        results.publish("experiment", [dataset], tmp_path / dataset)
+    with pytest.raises(ValueError, match="'mnist'; allowed: digits"):  # a table has it, this machine does not
+        results.publish("experiment", ["mnist"], tmp_path / "digits")
+
+
 def test_rows_that_were_run_again_replace_the_published_ones_of_their_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "PUBLISHED", tmp_path / "published")
     for seconds, folder in ((1.0, "old"), (2.0, "new")):

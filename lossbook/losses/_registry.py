@@ -139,7 +139,7 @@ def check_shapes(name: str, logits: Tensor, target: Tensor) -> None:
 def refuse_labels(name: str, target: Tensor, classes: int) -> None:
     """Say which class index made an operation fail. Asked after it has: to look first takes time, on a GPU a wait."""
     if target.is_cpu and target.numel() and not target.is_floating_point() and not transformed():
-        for index in torch.stack(target.aminmax()).tolist():
+        for index in torch.stack(target.long().aminmax()).tolist():
             if not 0 <= index < classes:
                 raise ValueError(
                     f"{name}: target holds the class index {index}; allowed: 0 to {classes - 1}, one for each class. "

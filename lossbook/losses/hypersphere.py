@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.losses._registry import check_shapes, check_tensors, parse, refuse_labels, wide
+from lossbook.losses._registry import check_shapes, check_tensors, parse, refuse_labels, transformed, wide
 from lossbook.losses.likelihood import cross_entropy
 
 FIRST_DELTA = 0.05  # of the schedules that need a norm, before one epoch has measured it
@@ -50,7 +50,7 @@ def simplex_centroids(num_classes: int, dim: int, seed: int = 0) -> Tensor:
         )
     from scipy.linalg import helmert
 
-    normal = torch.randn(dim, num_classes - 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    normal = torch.randn(dim, num_classes - 1, generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64)
     frame, triangle = torch.linalg.qr(normal)
     frame = frame * triangle.diagonal().sign()  # Q is unique, and uniformly distributed, once R has a positive diagonal
     return math.sqrt(num_classes / (num_classes - 1)) * torch.from_numpy(helmert(num_classes).T) @ frame.T
@@ -65,7 +65,7 @@ def repulsion_centroids(num_classes: int, dim: int, seed: int = 0, steps: int = 
     """
     _check_sizes("repulsion_centroids", num_classes, dim)
     check_whole("repulsion_centroids: steps", steps, "[0, inf)")
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(int(seed))
     u = F.normalize(torch.randn(num_classes, dim, generator=random, dtype=torch.float64))
     velocity = torch.zeros_like(u)
     for _ in range(steps):
@@ -422,7 +422,7 @@ class Pod(_Prototypes):
         self.schedule, self.alpha, self.decorrelation = delta, alpha, decorrelation
         self.epochs_done = 0
         self.register_buffer("norms", torch.zeros(2))  # their sum in this epoch, and their number: see `_apply`
-        # for compiled code, which would be compiled anew for another number
+        # for compiled code, which would be compiled anew for another number, and for stacks of heads
         self.register_buffer("delta_there", torch.zeros(()), persistent=False)
         self.delta = scheduled_delta(delta, 0)
 
@@ -434,11 +434,11 @@ class Pod(_Prototypes):
     @delta.setter
     def delta(self, value: float) -> None:
         self._delta = value
-        self.delta_there.fill_(value)
+        self.delta_there.copy_(torch.tensor(value, dtype=torch.float64))
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         centroids = self.class_vectors()
-        delta = self.delta_there if torch.compiler.is_compiling() else self.delta
+        delta = self.delta_there if torch.compiler.is_compiling() or transformed() else self.delta
         value = norm_adaptive_cosine(features, target, centroids, delta=delta).mean()
         if self.decorrelation:
             value = value + self.decorrelation * decorrelation(features, target, centroids)
@@ -468,7 +468,10 @@ class Pod(_Prototypes):
         return {"epochs_done": self.epochs_done, "delta": self.delta}
 
     def set_extra_state(self, state: dict[str, float]) -> None:
-        self.epochs_done, self.delta = state["epochs_done"], state["delta"]
+        self.epochs_done = state["epochs_done"]
+        if self.delta_there.is_meta and not self.norms.is_meta:  # not in the state, so that `assign` brings none
+            self.delta_there = torch.zeros((), device=self.norms.device)
+        self.delta = state["delta"]
 
 
 class SquaredCosine(_Prototypes):
@@ -643,10 +646,11 @@ def head(spec: str, num_classes: int, dim: int, seed: int = 0, **hyper) -> Head:
     ValueError for an unknown name or hyper-parameter, a value out of range, or a D too small for the centroids.
     """
     name, parsed = parse(spec)
-    hyper = parsed | hyper
+    hyper = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in (parsed | hyper).items()}
     check_name("head", name, HEADS)
     _check_sizes(name, num_classes, dim)
     check_whole("seed", seed, "[0, inf)")
+    num_classes, dim, seed = int(num_classes), int(dim), int(seed)  # of NumPy's
     parameters = inspect.signature(HEADS[name]).parameters.values()
     for key in hyper:
         check_name(f"hyper-parameter of {name}", key, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])

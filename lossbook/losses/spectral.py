@@ -359,6 +359,7 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
         raise ValueError(
             f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes"
         )
+    dims = int(dims)  # of NumPy's
     shape = tuple(x.shape[x.ndim - dims :])
     if torch.compiler.is_compiling():
         s, *whole = _as_constants(s, *shape)
