@@ -735,6 +735,22 @@ def _workers(workers: int | None) -> int:
     return count_of_environment("LOSSBOOK_WORKERS") or max(1, (os.cpu_count() or 1) // threads())
 
 
+def _context() -> multiprocessing.context.BaseContext:
+    """How processes are started: on Linux as forks of one that has imported all this, elsewhere each by itself."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _begin(environment: dict[str, str]) -> None:
+    """What a process of a sweep does first: a fork has the environment of the first sweep, and this one may differ."""
+    os.environ.clear()
+    os.environ.update(environment)
+    _end_with_parent()
+
+
 def _end_with_parent() -> None:
     """In a worker: end as soon as the process of the sweep is gone. It may be killed, and its workers would go on."""
     parent = multiprocessing.parent_process()
@@ -753,9 +769,9 @@ def trained(
         yield from map(_carry_out, filter(fits, stacks) if fits else stacks)
         return
     ahead = 0 if fits else 2  # without a deadline two more than there are workers: none waits for this process
-    context, waiting, going, failed = multiprocessing.get_context("spawn"), iter(stacks), set(), None
+    waiting, going, failed = iter(stacks), set(), None
     others = multiprocessing.active_children()
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, _context(), _begin, (dict(os.environ),)) as pool:
         try:
             while True:
                 while len(going) < workers + ahead and (stack := next(waiting, None)):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -474,6 +475,14 @@ def test_what_there_is_no_time_for_does_not_keep_the_rest_waiting(workers, tmp_p
     long = stacks[:2]  # as many as there are workers, and more
     rows = [row for rows in sweep.trained(stacks[:4], workers, lambda stack: stack not in long) for row in rows]
     assert {row["hash"] for row in rows} == {config.hash for stack in stacks[2:4] for config in stack}
+
+
+def test_a_process_has_the_environment_of_its_own_sweep(monkeypatch):
+    """Also where another sweep of this program has started the process that it is a fork of."""
+    for value in ("one", "two"):
+        monkeypatch.setenv("LOSSBOOK_OF_A_TEST", value)
+        with ProcessPoolExecutor(1, sweep._context(), sweep._begin, (dict(os.environ),)) as pool:
+            assert pool.submit(os.getenv, "LOSSBOOK_OF_A_TEST").result(timeout=60) == value
 
 
 class Killed:
