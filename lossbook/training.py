@@ -740,10 +740,18 @@ def _captured(
     return replay
 
 
+@functools.cache
+def _sources() -> str:
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+_sources()  # of what is imported, and so runs: processes of a sweep are forks of one that may have begun long ago
+
+
 @functools.lru_cache(maxsize=4)
 def _provenance(device: torch.device) -> dict[str, str]:
     here = Path(__file__).parent
-    sources = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.rglob("*.py")))).hexdigest()[:16]
     git = subprocess.run(
         ["git", "-C", here, "rev-parse", "--show-toplevel", "--short=12", "HEAD"], capture_output=True, text=True
     )
@@ -765,7 +773,7 @@ def _provenance(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "lossbook": __version__,
         "commit": git.stdout.splitlines()[1] + ("-dirty" if changed else "") if ours else "unknown",
-        "sources": sources,
+        "sources": _sources(),
     }
 
 

@@ -579,6 +579,7 @@ def test_a_row_names_the_commit_and_whether_the_library_was_changed_since(tmp_pa
         return done.stdout.strip()
 
     def provenance():
+        training._sources.cache_clear()
         training._provenance.cache_clear()
         return training.provenance(torch.device("cpu"))
 
@@ -594,7 +595,11 @@ def test_a_row_names_the_commit_and_whether_the_library_was_changed_since(tmp_pa
         (package / "tasks" / "new.py").write_text("x = 1")
         changed = provenance()
         assert changed["commit"] == clean["commit"] + "-dirty" and changed["sources"] != clean["sources"]
+        training._provenance.cache_clear()
+        (package / "tasks" / "new.py").write_text("x = 2")  # edited while it runs
+        assert training.provenance(torch.device("cpu"))["sources"] == changed["sources"]
     finally:
+        training._sources.cache_clear()
         training._provenance.cache_clear()
 
 
