@@ -36,10 +36,11 @@ def _inside(value: object, interval: str) -> bool:
     return bool(above and below)
 
 
-def check_whole(what: str, value: object, interval: str) -> None:
-    """`check_range` of a value that has to be a whole number, which a table of 64 bits can hold."""
+def check_whole(what: str, value: object, interval: str) -> int:
+    """The value, also NumPy's, as an int: `check_range` of a whole number, which a table of 64 bits can hold."""
     if not _inside(value, interval) or not isinstance(value, numbers.Integral) or value >= 2**63:
         raise ValueError(f"{what}={value!r} was given; allowed: a whole number in {interval}, below 2^63")
+    return int(value)
 
 
 def count_of_environment(name: str) -> int | None:

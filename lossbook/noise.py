@@ -14,8 +14,9 @@ from lossbook.checks import check_name, check_range, check_whole
 from lossbook.data import CHUNK
 
 LABEL_KINDS = ("none", "symmetric", "uniform", "pair", "ring", "asymmetric")
-IMAGE_KINDS = ("none", "gaussian", "salt_pepper", "blur")
-LEVELS = {"salt_pepper": "[0, 1]", "gaussian": "[0, 1000]", "blur": "[0, 1000]"}  # beyond, nothing is left to change
+# The levels of each kind of noise on images; beyond 1000 nothing is left to change.
+LEVELS = {"none": "[0, inf)", "gaussian": "[0, 1000]", "salt_pepper": "[0, 1]", "blur": "[0, 1000]"}
+IMAGE_KINDS = tuple(LEVELS)
 DRAWN_IMAGE_KINDS = ("gaussian", "salt_pepper")  # by a generator; the others are the same for every seed
 
 # The superclass of each fine class of CIFAR-100, in the order of the fine labels.
@@ -146,7 +147,7 @@ def corrupt_images(images: torch.Tensor, kind: str, level: float, generator: tor
       this bites above level 7/3. No randomness: ``generator`` may be None.
     """
     check_name("image noise", kind, IMAGE_KINDS)
-    check_range(f"level of image noise, {kind}", level, LEVELS.get(kind, "[0, inf)"))
+    check_range(f"level of image noise, {kind}", level, LEVELS[kind])
     if not images.is_floating_point() or images.ndim != 4 or not images.numel():
         raise ValueError(f"images must be float, NCHW, not empty, got {images.dtype} of {tuple(images.shape)}")
     if not (images.min() >= 0 and images.max() <= 1):

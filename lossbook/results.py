@@ -84,7 +84,8 @@ def load(experiment: str, folder: str | Path | None = None, with_published: bool
 
 def publish(experiment: str, datasets: list[str] | None = None, folder: str | Path | None = None) -> Path:
     """Merge this machine's rows (of the named data sets) into the committed table and return its path."""
-    rows, own = load(experiment, folder), load(experiment, folder, with_published=False)
+    rows = load(experiment, folder)
+    own = rows[rows["hash"].isin([path.stem for path in rows_folder(experiment, folder).glob("*.parquet")])]
     if own.empty:
         raise ValueError(f"{experiment} has no rows under {Path(folder or RUNS)}; run the sweep first")
     if datasets:

@@ -287,7 +287,6 @@ FEWER_CHANGES = {
     "rooted_deep": ("losses", "seeds", "epochs"),
     "regularised_likelihood": ("seeds", "epochs"),
 }
-WITH_TABLES = ("loss_study",)  # takes sets that are no images, too
 
 
 def experiments() -> list[str]:
@@ -404,9 +403,10 @@ def _classifiers(
     """The runs of one of `EXPERIMENTS`: those that tune, and the grid."""
     check_name("dataset", dataset, data.ALL)
     check_name("model", model, models.MODELS)
-    if dataset in data.TABLES and experiment not in WITH_TABLES:
+    grids, paper = EXPERIMENTS[experiment]
+    if dataset in data.TABLES and not any(name in data.TABLES for name, _ in paper):
         raise ValueError(f"dataset={dataset!r} was given, a table; allowed: sets of images, {', '.join(data.NAMES)}")
-    grid = EXPERIMENTS[experiment][0](profile, dataset, model)
+    grid = grids(profile, dataset, model)
     grid = grid[variant] if isinstance(grid, dict) else grid
     if "noise" in changes:
         changes["noise"] = tuple(parse_noise(text) for text in changes["noise"])
@@ -449,9 +449,10 @@ def _task(
     """The runs of a task: those that tune, and the grid."""
     runs = _module(experiment).runs(profile, dataset, model)
     tuning, grid = list(runs.tuning), list(runs.grid)
-    if wanted := [_spelt(loss, {task.loss for task in grid}) for loss in changes.get("losses", ())]:
+    known = sorted({task.loss for task in grid})
+    if wanted := [_spelt(loss, known) for loss in changes.get("losses", ())]:
         for loss in wanted:
-            check_name(f"loss of the {profile} profile of {experiment}", loss, sorted({task.loss for task in grid}))
+            check_name(f"loss of the {profile} profile of {experiment}", loss, known)
         tuning, grid = ([task for task in part if task.loss in wanted] for part in (tuning, grid))
     if seeds := changes.get("seeds"):
         first = [task for task in grid if task.seed == grid[0].seed]
@@ -461,10 +462,10 @@ def _task(
 
 def _spelt(loss: str, known: Iterable[str]) -> str:
     """A spec with parameters as it is written among the known ones: the values count, and not how they are written."""
-    if "(" in loss:
-        same = (one for one in known if "(" in one and losses.parse(one) == losses.parse(loss))
-        return next(same, loss)
-    return loss
+    if "(" not in loss:
+        return loss
+    meant = losses.parse(loss)
+    return next((one for one in known if "(" in one and losses.parse(one) == meant), loss)
 
 
 def pairs(
@@ -745,14 +746,13 @@ def _context() -> multiprocessing.context.BaseContext:
 
 
 def _begin(environment: dict[str, str]) -> None:
-    """What a process of a sweep does first: a fork has the environment of the first sweep, and this one may differ."""
+    """What a worker does first: take the environment of its sweep, and end as soon as the process of that is gone.
+
+    A fork has the environment of the first sweep, and this may be another. A sweep may be killed, and its workers
+    would go on.
+    """
     os.environ.clear()
     os.environ.update(environment)
-    _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    """In a worker: end as soon as the process of the sweep is gone. It may be killed, and its workers would go on."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

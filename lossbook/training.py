@@ -112,8 +112,7 @@ class Config:
         )
         check_fields(self, names, real)
         for name, interval in whole.items():
-            check_whole(name, getattr(self, name), interval)
-            object.__setattr__(self, name, int(getattr(self, name)))  # of NumPy's, too
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), interval))
         for name in real:
             object.__setattr__(self, name, float(getattr(self, name)))
         if not isinstance(self.panel, bool):

@@ -752,6 +752,7 @@ def test_verdict_the_loss_matters_less_than_the_learning_rate(study):
     assert 6.5 < span[~tables].min() and span[~tables].max() < 43
     assert 0.55 < middle[~tables].min() and middle[~tables].max() < 6
     assert 6.5 < rates[~tables].min() and rates[~tables].max() < 87.5
+    assert (rates[~tables] > 3 * middle[~tables]).all()
     assert 1.65 < of_rates[~tables].min() and of_rates[~tables].max() < 48
     assert (of_rates[~tables] > middle[~tables]).all() and (of_rates / middle).loc["cifar10"].max() < 1.5
     wider = span[~tables] > rates[~tables]

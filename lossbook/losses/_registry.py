@@ -180,6 +180,11 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
     raise ValueError(f"loss {spec!r} was given; allowed: a name or name(key=value, ...), such as fourier(s=2)")
 
 
+def plain_values(hyper: dict[str, object]) -> dict[str, object]:
+    """Hyper-parameters with numbers and arrays of NumPy, and tensors, as Python's own."""
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in hyper.items()}
+
+
 def lookup(name: str) -> Entry:
     """The catalogue entry of a loss; ValueError for an unknown one: with the nearest name, or where else it is."""
     if not isinstance(name, str):
@@ -236,8 +241,7 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     entry = lookup(name)
     if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"{name}: num_classes={num_classes!r} was given; allowed: an integer of at least 2")
-    # numbers and arrays of NumPy, and tensors, as Python's own
-    hyper = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in hyper.items()}
+    hyper = plain_values(hyper)
     for key, value in hyper.items():
         check_name(f"hyper-parameter of {name}", key, entry.defaults)
         if isinstance(entry.defaults[key], bool) and not isinstance(value, bool):

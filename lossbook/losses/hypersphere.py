@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.losses._registry import check_shapes, check_tensors, parse, refuse_labels, transformed, wide
+from lossbook.losses._registry import check_shapes, check_tensors, parse, plain_values, refuse_labels, transformed, wide
 from lossbook.losses.likelihood import cross_entropy
 
 FIRST_DELTA = 0.05  # of the schedules that need a norm, before one epoch has measured it
@@ -77,9 +77,11 @@ def repulsion_centroids(num_classes: int, dim: int, seed: int = 0, steps: int = 
     return u
 
 
-def _check_sizes(name: str, num_classes: int, dim: int) -> None:
-    check_whole(f"{name}: num_classes", num_classes, "[2, inf)")
-    check_whole(f"{name}: dim", dim, "[1, inf)")
+def _check_sizes(name: str, num_classes: int, dim: int) -> tuple[int, int]:
+    return (
+        check_whole(f"{name}: num_classes", num_classes, "[2, inf)"),
+        check_whole(f"{name}: dim", dim, "[1, inf)"),
+    )
 
 
 # --- terms of the losses -------------------------------------------------------------------------------------
@@ -133,6 +135,17 @@ def _outside_autocast(function: Callable[..., Tensor], features: Tensor, *rest: 
         return function(features, *rest).to(dtype)
 
 
+def _of_labels(
+    name: str, classes: int, function: Callable[[Tensor, Tensor], Tensor], features: Tensor, target: Tensor
+) -> Tensor:
+    """function(features, target), in float32 or wider; a label that is no class is named."""
+    try:
+        return _outside_autocast(function, features, target.long())
+    except (IndexError, RuntimeError):
+        refuse_labels(name, target, classes)
+        raise
+
+
 def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Wrap a term: input checked, autocast off, half precision raised to float32."""
 
@@ -140,11 +153,13 @@ def _term(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def term(features: Tensor, target: Tensor, centroids: Tensor, **hyper) -> Tensor:
         check_tensors(function.__name__, centroids)
         _check(function.__name__, features, target, centroids.shape[-1])
-        try:
-            return _outside_autocast(lambda z: function(z, target.long(), centroids.to(z), **hyper), features)
-        except (IndexError, RuntimeError):
-            refuse_labels(function.__name__, target, len(centroids))
-            raise
+        return _of_labels(
+            function.__name__,
+            len(centroids),
+            lambda z, y: function(z, y, centroids.to(z), **hyper),
+            features,
+            target,
+        )
 
     return term
 
@@ -295,11 +310,7 @@ class Head(nn.Module):
         _check(type(self).__name__, features, target, self.dim)
         if features.ndim != 2 or not len(features):
             raise ValueError(f"features of shape {tuple(features.shape)} were given; allowed: (B, {self.dim}), B >= 1")
-        try:
-            return _outside_autocast(self.loss, features, target.long())
-        except (IndexError, RuntimeError):
-            refuse_labels(type(self).__name__, target, self.num_classes)
-            raise
+        return _of_labels(type(self).__name__, self.num_classes, self.loss, features, target)
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores (B, C), the largest of which is the decision; margins are of training only."""
@@ -423,7 +434,7 @@ class Pod(_Prototypes):
         self.epochs_done = 0
         self.register_buffer("norms", torch.zeros(2))  # their sum in this epoch, and their number: see `_apply`
         # for compiled code, which would be compiled anew for another number, and for stacks of heads
-        self.register_buffer("delta_there", torch.zeros(()), persistent=False)
+        self.register_buffer("delta_there", None, persistent=False)
         self.delta = scheduled_delta(delta, 0)
 
     @property
@@ -434,7 +445,7 @@ class Pod(_Prototypes):
     @delta.setter
     def delta(self, value: float) -> None:
         self._delta = value
-        self.delta_there.copy_(torch.tensor(value, dtype=torch.float64))
+        self.delta_there = torch.tensor(value, dtype=torch.float32, device=self.norms.device)
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         centroids = self.class_vectors()
@@ -459,8 +470,7 @@ class Pod(_Prototypes):
     def _apply(self, *args, **kwargs):
         super()._apply(*args, **kwargs)
         self.norms = self.norms.float()  # in half precision their sum would stop growing, or overflow
-        self.delta_there = self.delta_there.float()
-        self.delta = self.delta  # of which half precision had kept three digits
+        self.delta = self.delta  # of its tensor half precision had kept three digits
         return self
 
     def get_extra_state(self) -> dict[str, float]:
@@ -468,10 +478,7 @@ class Pod(_Prototypes):
         return {"epochs_done": self.epochs_done, "delta": self.delta}
 
     def set_extra_state(self, state: dict[str, float]) -> None:
-        self.epochs_done = state["epochs_done"]
-        if self.delta_there.is_meta and not self.norms.is_meta:  # not in the state, so that `assign` brings none
-            self.delta_there = torch.zeros((), device=self.norms.device)
-        self.delta = state["delta"]
+        self.epochs_done, self.delta = state["epochs_done"], state["delta"]
 
 
 class SquaredCosine(_Prototypes):
@@ -646,11 +653,10 @@ def head(spec: str, num_classes: int, dim: int, seed: int = 0, **hyper) -> Head:
     ValueError for an unknown name or hyper-parameter, a value out of range, or a D too small for the centroids.
     """
     name, parsed = parse(spec)
-    hyper = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in (parsed | hyper).items()}
+    hyper = plain_values(parsed | hyper)
     check_name("head", name, HEADS)
-    _check_sizes(name, num_classes, dim)
-    check_whole("seed", seed, "[0, inf)")
-    num_classes, dim, seed = int(num_classes), int(dim), int(seed)  # of NumPy's
+    num_classes, dim = _check_sizes(name, num_classes, dim)
+    seed = check_whole("seed", seed, "[0, inf)")
     parameters = inspect.signature(HEADS[name]).parameters.values()
     for key in hyper:
         check_name(f"hyper-parameter of {name}", key, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])

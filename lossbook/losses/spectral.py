@@ -354,12 +354,11 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
     returns (*batch). Where x = y it has a kink; the gradient there is zero, as that of its square.
     """
     check_tensors("fourier_distance", x, y)
-    check_whole("fourier_distance: dims", dims, "[1, inf)")
+    dims = check_whole("fourier_distance: dims", dims, "[1, inf)")
     if x.shape != y.shape or x.ndim < dims:
         raise ValueError(
             f"fourier_distance: shapes {tuple(x.shape)} and {tuple(y.shape)}; allowed: equal, >= {dims} axes"
         )
-    dims = int(dims)  # of NumPy's
     shape = tuple(x.shape[x.ndim - dims :])
     if torch.compiler.is_compiling():
         s, *whole = _as_constants(s, *shape)

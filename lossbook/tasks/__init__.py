@@ -52,11 +52,10 @@ class Task:
     seed: int = 0
 
     def __post_init__(self):
-        check_whole("seed", self.seed, "[0, inf)")
         for field in fields(self):
-            if field.type == "int":  # annotations are strings; its range is checked where the field is
-                check_whole(field.name, getattr(self, field.name), "(-inf, inf)")
-                object.__setattr__(self, field.name, int(getattr(self, field.name)))  # of NumPy's, too
+            if field.type == "int":  # annotations are strings; but for the seed its range is checked where the field is
+                interval = "[0, inf)" if field.name == "seed" else "(-inf, inf)"
+                object.__setattr__(self, field.name, check_whole(field.name, getattr(self, field.name), interval))
         check_range("learning_rate", self.learning_rate, "(0, inf)")
 
     @property
