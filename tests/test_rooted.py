@@ -307,19 +307,23 @@ def logistic(u):
     return -torch.nn.functional.logsigmoid(u)
 
 
-def not_separable(seed=0, examples=300, features=6, axis=None):
-    """Rows x_i y_i with unequal scales of the features; labels from a random direction or one axis, 15 % flipped."""
+def not_separable(seed=0, examples=300, features=6, axis=None, turned=0.15):
+    """Rows x_i y_i with unequal scales of the features; labels from a random direction or one axis, some of them turned."""
     rng = np.random.default_rng(seed)
     direction = rng.standard_normal(features) if axis is None else np.eye(features)[axis]
     x = rng.standard_normal((examples, features)) * np.geomspace(1, 0.3, features)
-    y = np.sign(x @ direction) * np.where(rng.random(examples) < 0.15, -1, 1)
+    y = np.sign(x @ direction) * np.where(rng.random(examples) < turned, -1, 1)
     return torch.from_numpy(x * y[:, None])
 
 
 def newton(form, data):
     w = torch.zeros(data.shape[1], dtype=torch.float64)
-    for _ in range(30):
-        w = w - torch.linalg.solve(hessian(form, data, w), slope(linear(form, data), w))
+    for _ in range(40):
+        gradient = slope(linear(form, data), w)
+        step = torch.linalg.solve(hessian(form, data, w), gradient)
+        while slope(linear(form, data), w - step).norm() > gradient.norm() > 1e-12:
+            step = step / 2
+        w = w - step
     assert slope(linear(form, data), w).norm() < 1e-10
     return w
 
@@ -425,6 +429,17 @@ def test_condition_number_is_the_same_at_the_start_and_goes_either_way_later():
         ratio = [(second(form, u) / second(logistic, u)).item() for u in torch.tensor(margins).double().split(1)]
         assert (ratio[0] > ratio[1]) is worse
         assert pair[0].prod() / pair[1].prod() == pytest.approx(ratio[0] * ratio[1])
+
+
+def test_condition_number_depends_on_how_many_labels_are_turned():
+    """Labels from the steepest feature, k = 3: better conditioned if few are turned, worse if a seventh of them are."""
+    for turned, better in ((0.02, True), (0.15, False)):
+        quotients = []
+        for seed in range(8):
+            data = not_separable(seed, examples=400, features=10, axis=0, turned=turned)
+            pair = [torch.linalg.cond(hessian(f, data, newton(f, data))) for f in (rooted_at(3.0), logistic)]
+            quotients.append(pair[0] / pair[1])
+        assert bool(torch.stack(quotients).log().mean() < 0) is better
 
 
 @pytest.mark.parametrize(("axis", "gain"), [(0, False), (-1, True)])
