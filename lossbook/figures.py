@@ -337,10 +337,11 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
         axis.set_title(setting)
     axes[0, 0].set_yticks(range(len(order)), [look(loss).label for loss in order])
     axes[0, 0].set_ylim(len(order) - 0.3, -0.7)  # the first at the top, in all panels
-    label_below(axes[-1], f"test accuracy less that of {look(baseline).label} (points)")
+    label_below(axes[-1], f"test accuracy minus that of {look(baseline).label} (points)")
     axes[0, -1].legend(named.values(), named, loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Points are mean differences over shared seeds, bars")
-    caption(figure, f"{text} The scale is linear from -1 to 1 and logarithmic beyond; ticks at 1, 3, 10, 30 and 100.")
+    scale = "Scales differ between panels: linear from -1 to 1, logarithmic beyond; ticks at 1, 3, 10, 30 and 100."
+    caption(figure, f"{text} {scale}")
     return figure
 
 
@@ -383,6 +384,7 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
                 apart = 0.009 * levels[-1] * (number - (len(shown) - 1) / 2)  # so that no bar hides another
                 _with_intervals(axis, levels + apart, [clean, *(runs for _, runs in by_level)], loss)
             axis.set_xlabel(units[kind])
+            axis.set_xticks(levels, [f"{x:g}" if x == 0 or 5 * x >= levels[-1] else "" for x in levels])
         line[0].set_ylim(top=min(line[0].get_ylim()[1], 100.5))
         line[0].set_ylabel(f"{title(dataset)}\ntest accuracy (%)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -308,7 +308,7 @@ def logistic(u):
 
 
 def not_separable(seed=0, examples=300, features=6, axis=None, turned=0.15):
-    """Rows x_i y_i with unequal scales of the features; labels from a random direction or one axis, some of them turned."""
+    """Rows x_i y_i with unequal scales of the features; labels from a direction or an axis, some turned."""
     rng = np.random.default_rng(seed)
     direction = rng.standard_normal(features) if axis is None else np.eye(features)[axis]
     x = rng.standard_normal((examples, features)) * np.geomspace(1, 0.3, features)
