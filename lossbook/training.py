@@ -588,7 +588,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
 def _summary(config: Config, split: Split, curves: dict[str, list[float]], logits: Tensor) -> dict[str, object]:
     """What a row says of a run by its curves, and by its logits (n, C) of the test set after the last epoch."""
     used = torch.cat([split.train, split.validation])
-    factor = losses.calibration_factor(config.loss)
+    factor = losses.calibration_factor(config.loss, split.dataset.num_classes)
     nll, error = calibration(logits, split.test_labels)
     nll_rescaled, error_rescaled = calibration(logits * (math.nan if factor is None else factor), split.test_labels)
     # the last step may be the one that diverges

@@ -238,11 +238,14 @@ def test_calibration_factor_restores_the_true_probabilities(spec, factor):
         assert (torch.softmax(optimum, -1) - truth).abs().max() > 0.03
 
 
-def test_calibration_factor_where_there_is_none():
+def test_calibration_factor_where_there_is_none_and_of_as_many_classes_as_are_named():
     for spec in ("rooted_bounded(k=1)", "rooted_bounded(k=0.5)", "gce(q=1)", "mae", "focal", "label_smoothing"):
         assert losses.calibration_factor(spec) is None
     with pytest.raises(ValueError, match="rooted_logistic"):
         losses.calibration_factor("rooted_logistics")
+    assert losses.calibration_factor("fourier(placement=[0, 2, 5])", num_classes=3) == 1
+    with pytest.raises(ValueError, match="one for each class"):
+        losses.calibration_factor("fourier(placement=[0, 2, 5])", num_classes=4)
 
 
 # --- the derivation against autograd -------------------------------------------------------------------------

@@ -508,6 +508,9 @@ def test_bad_configurations_are_refused(changes, said):
 def test_placements_are_checked_for_the_classes_of_the_data_set():
     points = list(range(99, -1, -1))
     assert Config(dataset="cifar100", loss=f"fourier(placement={points})").loss.startswith("fourier(placement=")
+    config = Config(dataset="iris", loss="fourier(placement=[0, 2, 5])", epochs=1, batch_size=16)
+    row = train(config, CPU)
+    assert row["status"] == "done" and row["nll_rescaled"] == row["nll"]  # proper: its factor is 1
 
 
 @pytest.mark.parametrize("changes", [dict(train_size=1500), dict(train_size=100, batch_size=128)])

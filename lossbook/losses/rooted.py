@@ -124,10 +124,11 @@ def margin_loss(spec: str) -> Callable[[Tensor], Tensor]:
     return loss
 
 
-def calibration_factor(spec: str) -> float | None:
+def calibration_factor(spec: str, num_classes: int = 10) -> float | None:
     """What logits trained with a loss must be multiplied by to give the true probabilities; None where nothing does.
 
-    spec  a name or a spec such as "rooted_logistic(k=2)", as for `create`
+    spec         a name or a spec such as "rooted_logistic(k=2)", as for `create`
+    num_classes  C >= 2, which the factor does not depend on; a spec may, such as one with a point for each class
 
     True at the optimum of the risk over all distributions; a network trained on a finite sample need not be there.
     1 for a loss that is proper at its defaults, which other hyper-parameters may undo. For the power family
@@ -136,7 +137,7 @@ def calibration_factor(spec: str) -> float | None:
     k > 1. From q = 1 on the optimum is a one-hot vector, from which no factor leads back. Of other losses none is
     known, which is None as well. ValueError as for `create`.
     """
-    loss = create(spec)
+    loss = create(spec, num_classes)
     hyper = loss.entry.defaults | loss.hyper
     match loss.entry.name:
         case "gce":
