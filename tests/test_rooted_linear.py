@@ -119,6 +119,9 @@ def test_divergence_is_recorded(monkeypatch):
     row = tasks.row(replace(BASE, loss="rooted_logistic(k=1)"))
     assert row["status"] == "diverged" and math.isnan(row["iterations"]) and row["diverged_tried"] == [True]
     assert tasks.row(replace(BASE, loss="logistic"))["status"] == "done"
+    monkeypatch.setattr(rooted_linear, "DIRECTION_ITERATIONS", 20)
+    row = tasks.row(replace(BASE, dataset="separable", question="direction", l2=0.0, learning_rate=1e308))
+    assert row["status"] == "diverged" and math.isnan(row["angle"])
 
 
 def test_slow_is_not_diverged(monkeypatch):

@@ -130,7 +130,7 @@ class RootedLinear(Task):
         for iteration, (weights, _) in enumerate(descent(rows, loss, step, torch.full_like(step, self.l2))):
             if iteration in watched:
                 unit = weights[0] / weights[0].norm()
-                angles.append(math.degrees(math.acos(min(1.0, float(unit @ goal)))))
+                angles.append(math.degrees(math.acos((unit @ goal).clamp(-1, 1))))  # NaN stays NaN
                 margins.append(float((rows @ unit).min() / (rows @ goal).min()))
             if iteration == shown[-1]:
                 break
