@@ -748,30 +748,33 @@ def _sources() -> str:
 _sources()  # of what is imported, and so runs: processes of a sweep are forks of one that may have begun long ago
 
 
+def _output(*command: str | Path) -> str:
+    """What a command prints; nothing where it fails, or where there is no such command."""
+    if not shutil.which(command[0]):
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return "" if done.returncode else done.stdout.strip()
+
+
 @functools.lru_cache(maxsize=4)
 def _provenance(device: torch.device) -> dict[str, str]:
     here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "-C", here, "rev-parse", "--show-toplevel", "--short=12", "HEAD"], capture_output=True, text=True
-    )
-    # installed, it may lie in a repository of something else
-    ours = git.returncode == 0 and here.parent.samefile(git.stdout.splitlines()[0])
-    changed = ours and subprocess.run(["git", "-C", here, "status", "--porcelain", "."], capture_output=True).stdout
+    top, _, commit = _output("git", "-C", here, "rev-parse", "--show-toplevel", "--short=12", "HEAD").partition("\n")
+    if not (top and here.parent.samefile(top)):  # installed, it may lie in a repository of something else
+        commit = "unknown"
+    elif _output("git", "-C", here, "status", "--porcelain", "."):
+        commit += "-dirty"
     name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
-        found = (
-            subprocess.run(query, capture_output=True, text=True).stdout.strip()
-            if shutil.which(query[0])
-            else "unknown"
-        )
-        name = f"{torch.cuda.get_device_name(device)}, driver {found}, CUDA {torch.version.cuda}"
+        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}")
+        driver = _output(*query) or "unknown"
+        name = f"{torch.cuda.get_device_name(device)}, driver {driver}, CUDA {torch.version.cuda}"
     return {
         "device": name,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "lossbook": __version__,
-        "commit": git.stdout.splitlines()[1] + ("-dirty" if changed else "") if ours else "unknown",
+        "commit": commit,
         "sources": _sources(),
     }
 

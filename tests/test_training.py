@@ -601,6 +601,8 @@ def test_a_row_names_the_commit_and_whether_the_library_was_changed_since(tmp_pa
         training._provenance.cache_clear()
         (package / "tasks" / "new.py").write_text("x = 2")  # edited while it runs
         assert training.provenance(torch.device("cpu"))["sources"] == changed["sources"]
+        monkeypatch.setenv("PATH", str(tmp_path))  # a machine without git
+        assert provenance()["commit"] == "unknown"
     finally:
         training._sources.cache_clear()
         training._provenance.cache_clear()
