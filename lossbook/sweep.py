@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -60,7 +61,11 @@ VALUES_TOGETHER = {"cpu": 2**20, "cuda": 2**27}
 MOST_TOGETHER = {"cpu": 32, "cuda": 2**20}  # on a CPU, the gradients of more are memory that is mapped anew each step
 FEWEST_TOGETHER = 4  # two or three gain nothing on the one at a time
 UNKNOWN = "not known before the first run"
+BASES = ("measured", "measured elsewhere", "estimated", UNKNOWN)  # of what a run is expected to take, the surest first
 PIECE = 8  # minutes: a sweep of hours is run in calls of no more
+# Fields in which runs have to agree, as far as they have them, for the time of one to tell that of another.
+SAME_COST = ("dataset", "model", "mode", "batch_size", "train_size", "images", "views", "steps", "pretraining_steps",
+             "question", "rule")  # fmt: skip
 # Where no run like it is measured yet: floating-point operations a second, of one CPU thread or a GPU, and the least
 # that a step takes by itself. An H100 reached 5e13 with a stack of perceptrons and 1.6e14 with the airbench network.
 OPERATIONS_PER_SECOND = {"cpu": 1e11, "cuda": 5e13}
@@ -559,8 +564,8 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
     """What a sweep has before it, a line each for the tuning and the grid of every plan.
 
     Columns: dataset, model, variant, part, runs, there (already), minutes (expected for the rest on this machine),
-    basis (how that is known) and pieces (calls of `lossbook run --minutes 8` that it takes). What is not known is NaN.
-    A run that stands in two lines takes its time in the first.
+    basis (how that is known; of several, the least sure) and pieces (calls of `lossbook run --minutes 8` that it
+    takes). What is not known is NaN. A run that stands in two lines takes its time in the first.
     """
     lines, counted = [], set()
     for plan in plans:
@@ -574,11 +579,11 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
                 continue
             new = [run for run in waiting if run not in counted]
             counted.update(new)
-            first = next(iter(new), configs[0])
-            cost, basis = expected_seconds(first, rows)
+            count, one = Counter(map(_kind, new)), {_kind(run): run for run in new or configs}
+            costs = {kind: expected_seconds(run, rows) for kind, run in one.items()}
+            basis = max((basis for _, basis in costs.values()), key=BASES.index)
             known = basis != UNKNOWN or not new
-            passes = sum(getattr(run, "epochs", 1) for run in new) / getattr(first, "epochs", 1)
-            minutes = cost * passes / 60 if known else math.nan
+            minutes = sum(count[kind] * seconds for kind, (seconds, _) in costs.items()) / 60 if known else math.nan
             if default_device().type == "cpu":  # a network that fills a GPU gains nothing by sharing it
                 minutes /= max(1, min(_workers(workers), len(new)))
             lines.append({
@@ -589,13 +594,19 @@ def outlook(plans: Iterable[Plan], workers: int | None = None) -> pandas.DataFra
     return pandas.DataFrame(lines).astype({"pieces": "Int64"})
 
 
+def _kind(run: Config | tasks.Task) -> tuple[object, ...]:
+    """What runs of one cost have in common."""
+    return tuple(getattr(run, name, None) for name in (*SAME_COST, "epochs"))
+
+
 def expected_seconds(config: Config, rows: pandas.DataFrame) -> tuple[float, str]:
     """Wall time of one run and how it is known: by rows like it of this device or, of a task, of another; or estimated.
 
-    (0.0, UNKNOWN) for a task that no row is like.
+    Rows are like it that agree in SAME_COST; the passes over the data are reckoned in. (0.0, UNKNOWN) for a task that
+    no row is like.
     """
     device = default_device()
-    columns = [name for name in ("dataset", "model", "mode", "batch_size") if hasattr(config, name)]
+    columns = [name for name in SAME_COST if hasattr(config, name)]
     epochs = [name for name in ("epochs",) if hasattr(config, name)]
     alike = rows.reindex(columns=[*columns, *epochs, "seconds", "device"]).dropna()
     for column in columns:

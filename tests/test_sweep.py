@@ -509,6 +509,8 @@ def test_expected_cost_is_measured_where_rows_are_there(tmp_path):
     for other in (
         dict(mode="fast"),
         dict(batch_size=100),
+        dict(train_size=1000),
+        dict(views=2),
         dict(dataset="wine", batch_size=16),
         dict(model="cnn_small"),
     ):
@@ -537,6 +539,40 @@ def test_cost_of_a_task_is_known_from_another_machine_or_not_at_all(monkeypatch)
         assert sweep.expected_seconds(plan.grid[0], rows) == expected
     tuning = sweep.outlook([plan]).iloc[0]  # without any rows
     assert tuning["runs"] > tuning["there"] == 0 and tuning[["minutes", "pieces"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "change"),
+    [
+        ("distances", dict(images=100)),
+        ("rooted_gan", dict(steps=100)),
+        ("rooted_gan", dict(pretraining_steps=20)),
+        ("rooted_linear", dict(question="noise")),
+        ("segmentation", dict(train_size=64)),
+    ],
+)
+def test_a_row_tells_the_cost_of_runs_of_its_size_alone(experiment, change, monkeypatch):
+    monkeypatch.setattr(sweep, "provenance", lambda _: {"device": "a CPU, 1 thread"})
+    run = sweep.plan(experiment, "paper").grid[0]
+    rows = pandas.DataFrame([vars(run) | {"seconds": 7.0, "device": "a CPU, 1 thread"}])
+    assert sweep.expected_seconds(run, rows) == (7.0, "measured")
+    assert sweep.expected_seconds(replace(run, **change), rows) == (0.0, sweep.UNKNOWN)
+    assert sweep.expected_seconds(run, rows.drop(columns=list(change))) == (0.0, sweep.UNKNOWN)
+
+
+def test_runs_of_several_kinds_count_each_at_its_cost(monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "provenance", lambda _: {"device": "a CPU, 1 thread"})
+    plan, kinds = sweep.plan("rooted_linear", "smoke", out=tmp_path), {}
+    for run in plan.grid:
+        kinds.setdefault((run.question, run.rule), []).append(run)
+    for seconds, (run, *_) in enumerate(kinds.values(), 1):
+        assert sweep.outlook([plan], workers=1).iloc[0]["basis"] == sweep.UNKNOWN
+        row = vars(run) | {"hash": run.hash, "seconds": float(seconds), "device": "a CPU, 1 thread"}
+        results.write_row(row, "rooted_linear", tmp_path)
+    left = sweep.outlook([plan], workers=1).iloc[0]
+    assert left["there"] == len(kinds) > 3 and left["basis"] == "measured"
+    expected = sum(seconds * (len(runs) - 1) for seconds, runs in enumerate(kinds.values(), 1))
+    assert left["minutes"] == pytest.approx(expected / 60)
 
 
 def test_cost_of_a_plan_counts_the_passes_that_are_left(monkeypatch, tmp_path):
