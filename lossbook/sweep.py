@@ -465,12 +465,18 @@ def _task(
     return tuning, grid
 
 
-def _spelt(loss: str, known: Iterable[str]) -> str:
-    """A spec with parameters as it is written among the known ones: the values count, and not how they are written."""
-    if "(" not in loss:
+def _spelt(loss: str, known: Sequence[str]) -> str:
+    """A loss as it is written among the known ones: what it means counts, and not how it is written."""
+    if not any("(" in one for one in known):  # names of a task's own: its huber need not be that of the catalogue
         return loss
-    meant = losses.parse(loss)
-    return next((one for one in known if "(" in one and losses.parse(one) == meant), loss)
+    meant = _meaning(loss)
+    return next((one for one in known if _meaning(one) == meant), loss)
+
+
+def _meaning(spec: str) -> tuple[str, dict[str, object]]:
+    """Name and hyper-parameters, those of the catalogue filled up with their defaults."""
+    name, hyper = losses.parse(spec) if "(" in spec else (spec, {})
+    return name, (losses.lookup(name).defaults if name in losses.names() else {}) | hyper
 
 
 def pairs(

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossbook import losses, results, sweep
-from lossbook.training import Config
+from lossbook.tasks import rooted_gan
+from lossbook.training import Config, canonical_loss
 
 ONE = dict(profile="smoke", losses=["cross_entropy", "brier"], noise=["symmetric 0.4"], seeds=[70], epochs=1)
 MANY = dict(profile="smoke", losses=["brier"], noise=["symmetric 0.4"], seeds=list(range(70, 78)), epochs=3)
@@ -131,6 +132,27 @@ def test_parameters_of_a_notebook():
     for experiment, name in (("loss_study", "learning_rates"), ("regularised_likelihood", "losses"), ("pod", "noise")):
         with pytest.raises(ValueError, match=f"unknown parameter of {experiment} '{name}'; allowed: profile, dataset"):
             sweep.settings(experiment, {**around, name: []}, sweep.variants(experiment)[0])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "dataset", "model", "loss", "written"),
+    [
+        *(("rooted_gan", "fashion_mnist", "style_small", loss, canonical_loss(loss)) for loss in rooted_gan.LOSSES[1:]),
+        ("rooted_linear", "separable", "linear", "rooted_logistic", "rooted_logistic(k=3)"),
+        ("rooted_linear", "separable", "linear", "rooted_bounded(m=3)", "rooted_bounded(k=3, m=3)"),
+    ],
+)
+def test_a_loss_of_a_task_is_known_by_its_meaning(experiment, dataset, model, loss, written):
+    grid = sweep.plan(experiment, "paper", dataset, model, losses=[loss]).grid
+    assert grid and {run.loss for run in grid} == {written}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "loss"), [("segmentation", "focal(gamma=0.5)"), ("robust_regression", "huber(delta=1.0)")]
+)
+def test_a_loss_of_the_catalogue_is_not_one_of_a_task_that_has_its_name(experiment, loss):
+    with pytest.raises(ValueError, match="unknown loss"):
+        sweep.plan(experiment, losses=[loss])
 
 
 def test_values_count_and_not_how_they_are_written():
