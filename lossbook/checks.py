@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 
+import numpy
+
 LARGEST = sys.float_info.max  # an integer may be larger, and no float then
 
 
@@ -29,6 +31,8 @@ def check_range(what: str, value: object, interval: str) -> None:
 
 def _inside(value: object, interval: str) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
+    if isinstance(value, numpy.floating):
+        value = float(value)  # a narrower type would overflow at LARGEST
     # compared, not asked of `math`, so that torch.compile follows it for a number that changes
     number = isinstance(value, numbers.Real) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
     above = number and (value > low or (interval[0] == "[" and value == low))

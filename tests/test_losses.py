@@ -827,6 +827,23 @@ def test_hyper_parameters_out_of_range_are_refused(name):
                 entry.function(*sample()[:2], **{key: value})
 
 
+@EACH
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_a_number_of_numpy_is_a_number(name, kind):
+    """Also of a type too narrow for the largest float."""
+    z, labels, _ = sample()
+    for key in losses.lookup(name).ranges:
+        assert torch.equal(of(name)(z, labels, **{key: kind(0.5)}), of(name)(z, labels, **{key: 0.5}))
+
+
+@pytest.mark.parametrize("classes", [5, 600])
+def test_whole_numbers_of_numpy_fill_up_a_grid(classes):
+    z, labels = torch.randn(3, classes, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    one = losses.fourier(z, labels, placement="permuted", pad=np.uint8(250), permutation_seed=np.int64(3))
+    assert torch.equal(one, losses.fourier(z, labels, placement="permuted", pad=250, permutation_seed=3))
+    assert torch.equal(losses.fourier(z, labels, pad=np.uint8(250)), losses.fourier(z, labels, pad=250))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

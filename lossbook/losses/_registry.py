@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -78,9 +79,11 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
             check_shapes(name, logits, target)
             if reduction not in REDUCTIONS:
                 check_name(f"reduction of {name}", reduction, REDUCTIONS)
-            for key in hyper:
+            for key, value in hyper.items():
                 if key in intervals:
-                    check_range(f"{name}: {key}", hyper[key], intervals[key])
+                    check_range(f"{name}: {key}", value, intervals[key])
+                if isinstance(value, numpy.floating):
+                    hyper[key] = float(value)  # a formula would lose digits in a narrower type
             if logits.dtype not in WIDE:  # asked first: to change nothing takes microseconds, too
                 logits = logits.float()
             wanted = logits.dtype if target.is_floating_point() else torch.int64

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import numbers
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -103,7 +104,7 @@ def quadratic_form(
 
     pad adds empty points along every axis of the grid, which opens the ring towards a line.
     """
-    _check_pad(pad, permutation_seed)
+    pad, permutation_seed = _check_pad(pad, permutation_seed)
     points = class_points(num_classes, placement, permutation_seed)
     shape = tuple(int(n) for n in points.max(0) + 1 + pad)
     _check_grid(shape)
@@ -310,7 +311,7 @@ def fourier(
         s, *whole = _as_constants(s, classes, pad, permutation_seed)
         classes, pad, permutation_seed = [int(n) for n in whole]
     if placement == "order" and classes > LARGEST_QUADRATIC_FORM:
-        _check_pad(pad, permutation_seed)
+        pad, _ = _check_pad(pad, permutation_seed)
         _check_grid((classes + pad,))
         values = _by_fft(torch.softmax(logits, -1) - distribution(target, logits), (classes + pad,), s, symbol)
         return reduced(values, reduction)
@@ -321,16 +322,18 @@ def fourier(
     return value if len(shape) == 2 or reduction != "none" else value.view(shape[:-1])
 
 
-def _as_constants(*numbers: float) -> list[float]:
+def _as_constants(*values: float) -> list[float]:
     """What tables depend on, constants to torch.compile: of its symbols a string makes them."""
-    return [float.fromhex(float(number).hex()) for number in numbers]
+    return [float.fromhex(float(value).hex()) for value in values]
 
 
-def _check_pad(pad: object, permutation_seed: object) -> None:
+def _check_pad(pad: object, permutation_seed: object) -> tuple[int, int]:
+    """Both as Python's own integers, also NumPy's, whose narrow types would overflow in the shape of a grid."""
     for what, value in (("permutation_seed", permutation_seed), ("pad", pad)):
         # from 2^53 on torch.compile would round it
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 <= value < 2**53:
             raise ValueError(f"fourier: {what}={value!r} was given; allowed: an integer >= 0, below 2^53")
+    return int(pad), int(permutation_seed)
 
 
 def _check_grid(shape: tuple[int, ...]) -> None:
