@@ -1,8 +1,9 @@
 """Which data a task trains on, chooses by and is judged on; and the units of what it says."""
 
 import math
+import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy
 import pytest
@@ -79,6 +80,24 @@ def test_a_row_has_the_images_that_steps_were_taken_with_a_second():
     judges.classifier.cache_clear()  # what trains a judge is not the run's own
     for task in (LINEAR, DISTANCES):
         assert math.isnan(tasks.row(task)["images_per_second"])
+
+
+@pytest.mark.parametrize(
+    "task", [DISTANCES, PERCEPTUAL, LATENT, RANKING, REGRESSION, SEGMENTATION, LINEAR, FINE_TUNING]
+)
+def test_a_number_of_any_type_is_the_same_run(task):
+    """And what is no number, or none that a row can hold, is refused."""
+    for field in (field for field in fields(task) if field.type == "float"):
+        name, value = field.name, 0.03125  # a power of two, which float32 holds
+        if name == "level":
+            task = replace(task, damage="gaussian")
+        one = replace(task, **{name: value})
+        assert [replace(task, **{name: kind(value)}).hash for kind in (numpy.float32, numpy.float64)] == [one.hash] * 2
+        if name in ("learning_rate", "level", "weight_decay", "pretraining_rate", "gamma", "l2"):
+            assert replace(task, **{name: 1}).hash == replace(task, **{name: 1.0}).hash
+        for wrong in (math.nan, math.inf, "1", None, True):
+            with pytest.raises(ValueError, match=re.escape(f"{name}={wrong!r} was given; allowed: a number in ")):
+                replace(task, **{name: wrong})
 
 
 # --- judges ---------------------------------------------------------------------------------------------------

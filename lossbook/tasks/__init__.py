@@ -52,11 +52,15 @@ class Task:
     seed: int = 0
 
     def __post_init__(self):
-        for field in fields(self):
-            if field.type == "int":  # annotations are strings; but for the seed its range is checked where the field is
-                interval = "[0, inf)" if field.name == "seed" else "(-inf, inf)"
-                object.__setattr__(self, field.name, check_whole(field.name, getattr(self, field.name), interval))
         check_range("learning_rate", self.learning_rate, "(0, inf)")
+        for field in fields(self):  # one type for the same number, so that the same run has the same hash
+            name, value = field.name, getattr(self, field.name)
+            if field.type == "int":  # annotations are strings; but for the seed its range is checked where the field is
+                interval = "[0, inf)" if name == "seed" else "(-inf, inf)"
+                object.__setattr__(self, name, check_whole(name, value, interval))
+            elif field.type == "float":
+                check_range(name, value, "(-inf, inf)")
+                object.__setattr__(self, name, float(value))
 
     @property
     def hash(self) -> str:
