@@ -376,10 +376,11 @@ def arithmetic(mode: str, device: torch.device):
     same size, which the row states), and runs go side by side. LOSSBOOK_THREADS gives more threads to a run that is
     long and alone. Numbers below 1e-38 are flushed to zero there: arithmetic on them is many times slower. In bfloat16
     attention goes by its formula: the gradient of the fused kernel takes ten times as long there. On a GPU "exact"
-    means float32 without TF32 and deterministic kernels, "fast" the kernels that prove fastest.
+    means float32 without TF32 and deterministic cuDNN kernels, "fast" the kernels that prove fastest.
     """
+    products = torch.get_float32_matmul_precision()
     if device.type == "cpu":
-        before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        before = torch.get_num_threads()
         flushed = not torch.tensor(1e-310, dtype=torch.float64).mul(1).item()  # torch sets this and does not tell it
         try:
             torch.set_num_threads(threads())
@@ -388,14 +389,19 @@ def arithmetic(mode: str, device: torch.device):
             with sdpa_kernel(SDPBackend.MATH) if in_bfloat16(mode, device) else nullcontext():
                 yield
         finally:
-            torch.set_num_threads(before[0])
+            torch.set_num_threads(before)
             torch.set_flush_denormal(flushed)
-            torch.set_float32_matmul_precision(before[1])
+            torch.set_float32_matmul_precision(products)
     else:
         with torch.backends.cudnn.flags(
             enabled=True, benchmark=mode == "fast", deterministic=mode == "exact", allow_tf32=mode == "fast"
         ):
-            yield
+            try:
+                if mode == "exact":
+                    torch.set_float32_matmul_precision("highest")  # the caller may allow TF32
+                yield
+            finally:
+                torch.set_float32_matmul_precision(products)
 
 
 def threads() -> int:

@@ -382,6 +382,20 @@ def test_threads_of_a_long_run(monkeypatch):
             train(Config(**SMALL), "cpu")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_exact_products_are_float32_whatever_the_caller_allows(device):
+    before = torch.get_float32_matmul_precision()
+    try:
+        for allowed in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(allowed)
+            with training.arithmetic("exact", torch.device(device)):
+                own = training._float32_products() if device == "cpu" else "highest"
+                assert torch.get_float32_matmul_precision() == own
+            assert torch.get_float32_matmul_precision() == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # --- configurations and their hash ----------------------------------------------------------------------------
 
 
