@@ -106,11 +106,23 @@ def test_the_sets_share_no_image_and_missing_classes_are_missing():
     assert len({label for _, label in other}) == 10 and len({label for _, label in damaged}) == 6
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="Did you mean 'gaussian'"):
-        Distances(loss="fid", damage="gausian", **DIGITS)
-    with pytest.raises(ValueError, match="images=900"):
-        Distances(loss="fid", **DIGITS | dict(images=900))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(damage="gausian"), "Did you mean 'gaussian'"),
+        (dict(images=900), "images=900"),
+        (dict(damage="missing", level=2.5), r"level=2.5 .* allowed: a whole number in \[0, 9\]"),
+        (dict(damage="missing", level=10.0), "level=10.0"),
+        (dict(damage="gaussian", level=2000.0), r"level=2000.0 .* \[0, 1000\]"),
+        (dict(level=1.0), "level=1.0"),
+    ],
+)
+def test_refusals(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Distances(loss="fid", **DIGITS | changes)
+
+
+def test_more_images_than_some_classes_have_are_refused():
     with pytest.raises(ValueError, match="ask for fewer images or classes"):
         row(Distances(loss="fid", damage="missing", level=9.0, **DIGITS))
 

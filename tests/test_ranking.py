@@ -469,6 +469,9 @@ def test_profiles_give_every_loss_the_same_runs():
         ({"batch_size": 64.5}, "whole number"),
         ({"batch_size": 1}, "batch_size"),
         ({"learning_rate": 0.0}, "learning_rate"),
+        ({"factors": ()}, "factors"),
+        ({"factors": 3.0}, "factors=3.0"),
+        ({"factors": (1.0, -1.0)}, "factors=-1.0"),
     ],
 )
 def test_a_bad_task_is_refused_before_any_work(changes, said):

@@ -175,6 +175,9 @@ def test_examples(dataset):
         ({"rule": "tune"}, "Did you mean 'tuned'"),
         ({"flips": 0.5}, "flips=0.5"),
         ({"question": "direction"}, "dataset that can be separated"),
+        ({"question": "direction", "dataset": "separable", "rule": "tuned"}, "allowed: equal, matched"),
+        ({"flips": 0.1}, "question='speed'"),
+        ({"question": "direction", "dataset": "separable", "outliers": 1}, "outliers=1 were given"),
         ({"outliers": -1}, "outliers=-1"),
     ],
 )

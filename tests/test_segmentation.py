@@ -189,6 +189,7 @@ def test_the_set_of_the_backgrounds_is_looked_for_before_any_run(tmp_path, monke
         ({"dataset": "digit"}, "digits"),
         ({"model": "fcn"}, "fcn_small"),
         ({"train_size": 8}, "train_size"),
+        ({"train_size": 3, "batch_size": 2}, "train_size=3 "),  # which leaves no image for validation
         ({"batch_size": 1}, "batch_size"),
         ({"learning_rate": 0.0}, "learning_rate"),
     ],

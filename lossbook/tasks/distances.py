@@ -117,7 +117,12 @@ class Distances(Task):
             dict(epochs="[1, inf)"),
         )
         spec = data.SETS[self.dataset]
-        check_range("level", self.level, f"[0, {len(spec.classes) - 1}]" if self.damage == "missing" else "[0, inf)")
+        levels = noise.LEVELS | {"none": "[0, 0]", "missing": f"[0, {len(spec.classes) - 1}]"}
+        check_range("level", self.level, levels[self.damage])
+        if self.damage == "missing" and not self.level.is_integer():
+            raise ValueError(
+                f"level={self.level} was given for missing classes; allowed: a whole number in {levels['missing']}"
+            )
         check_range("classifier_size", self.classifier_size, f"[128, {spec.train - 4}]")
         check_range("images", self.images, f"[2, {(spec.train - self.classifier_size) // 2}]")
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossbook import data, losses, models
-from lossbook.checks import check_fields
+from lossbook.checks import check_fields, check_range
 from lossbook.tasks import Runs, Task, check_network, epochs, outputs
 from lossbook.training import derived_seed, generator
 
@@ -62,6 +62,11 @@ class Ranking(Task):
             dict(share="(0, 0.1]", epochs="[1, inf)", batch_size="[2, inf)"),
         )
         check_network(self.model, self.dataset)
+        if not isinstance(self.factors, list | tuple) or not self.factors:
+            raise ValueError(f"factors={self.factors!r} was given; allowed: a list of numbers, one at least")
+        for factor in self.factors:
+            check_range("factors", factor, "(0, inf)")
+        object.__setattr__(self, "factors", tuple(map(float, self.factors)))
 
     @property
     def rare(self) -> int:

@@ -54,8 +54,8 @@ class RootedLinear(Task):
                    logistic loss; "tuned": of STEPS times the step, that which takes the fewest iterations, or for
                    "noise", of NOISE_STEPS times the matched step and PENALTIES, what is best on validation data
     l2             in [0, inf); not used by tuned "noise"
-    flips          share of training and validation labels that are turned, in [0, 1/2)
-    outliers       number of training points that are moved out by LEVERAGE and mislabelled
+    flips          for "noise", share of training and validation labels that are turned, in [0, 1/2)
+    outliers       for "noise", number of training points that are moved out by LEVERAGE and mislabelled
     """
 
     question: str = "speed"
@@ -74,6 +74,12 @@ class RootedLinear(Task):
         margin_loss(self.loss)
         if self.question == "direction":
             check_name("dataset that can be separated", self.dataset, SEPARABLE)
+            check_name("rule of a direction", self.rule, RULES[:2])
+        if self.question != "noise" and (self.flips or self.outliers):
+            raise ValueError(
+                f"flips={self.flips} and outliers={self.outliers} were given for question={self.question!r}; "
+                "allowed: 0 for both, but for question='noise'"
+            )
 
     def run(self, device: torch.device) -> dict[str, object]:
         """Answer the question; the columns are those of `_speed`, `_direction` and `_noise`."""

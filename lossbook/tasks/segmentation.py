@@ -115,7 +115,7 @@ class Segmentation(Task):
                 share="(0, 0.1]",
                 epochs="[1, inf)",
                 batch_size="[2, inf)",
-                train_size=f"[{self.batch_size}, inf)",
+                train_size=f"[{max(4, self.batch_size)}, inf)",  # and a quarter as many for validation
                 test_size=f"[{EXAMPLES}, inf)",
             ),
         )
