@@ -74,12 +74,13 @@ def main(arguments: list[str] | None = None) -> int:
         "figures": _figures,
         "claims": _claims,
     }
+    kept = ". Rows written before are kept; the same command goes on from them" if given.command == "run" else ""
     try:
         done = run_command[given.command](given)
         sys.stdout.flush()
         return done
     except KeyboardInterrupt:
-        print("lossbook: interrupted. The rows written before are kept; the same command goes on", file=sys.stderr)
+        print(f"lossbook: interrupted{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read it has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"lossbook: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"lossbook: {error}. Rows written before are kept; the same command goes on from them", file=sys.stderr)
+        print(f"lossbook: {error}{kept}", file=sys.stderr)
         return 1
 
 

@@ -93,6 +93,10 @@ def test_what_ends_a_sweep_is_said_in_a_line(stop, code, said, capsys, monkeypat
     assert main([*ONE_RUN, "--workers", "1"]) == code
     out, error = capsys.readouterr()
     assert not out and said in error and "kept" in error and error.count("\n") == 1
+    monkeypatch.setattr(data, "load", end)  # of a command that writes no rows none are spoken of
+    assert main(["data", "digits"]) == code
+    out, error = capsys.readouterr()
+    assert not out and said in error and "kept" not in error and error.count("\n") == 1
 
 
 def test_plan_says_what_is_there_and_runs_nothing(capsys, tmp_path):
