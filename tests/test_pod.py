@@ -114,6 +114,8 @@ def test_hyper_parameters_as_words_or_in_the_spec():
         (lambda: hypersphere.simplex_centroids(10, 8), "repulsion_centroids"),
         (lambda: hypersphere.simplex_centroids(1, 8), "[2, inf)"),
         (lambda: hypersphere.simplex_centroids(3, 2.0), "whole number"),
+        (lambda: hypersphere.simplex_centroids(4, 3, seed=0.7), "simplex_centroids: seed=0.7"),
+        (lambda: hypersphere.repulsion_centroids(4, 3, seed="3"), "repulsion_centroids: seed='3'"),
         (lambda: hypersphere.repulsion_centroids(3, 2, steps=-1), "steps"),
         (lambda: hypersphere.head("pod", 10, 3), "centroids='repulsion'"),
         (lambda: hypersphere.head("arcfase", 10, 16), "arcface"),
@@ -127,7 +129,10 @@ def test_hyper_parameters_as_words_or_in_the_spec():
         (lambda: hypersphere.head("pod(centroids='simplx')", 10, 16), "simplex"),
         (lambda: hypersphere.head("pod(decorrelation=-1)", 10, 16), "decorrelation"),
         (lambda: hypersphere.head("pedcc(power=0.5)", 10, 16), "power"),
+        (lambda: hypersphere.head("pedcc(scale=0.0)", 10, 16), "pedcc: scale"),
+        (lambda: hypersphere.head("am_softmax(margin=3.0)", 10, 16), "am_softmax: margin"),
         (lambda: hypersphere.head("sphereface(margin=1.5)", 10, 16), "whole number"),
+        (lambda: hypersphere.head("sphereface(annealing='no')", 10, 16), "annealing='no' was given; allowed: True, F"),
         (lambda: hypersphere.head("cross_entropy", 10, 0), "[1, inf)"),
         (lambda: hypersphere.head("cross_entropy", 10, 16, seed="one"), "seed='one'"),
         (lambda: hypersphere.scheduled_delta("gone", 1), "growing"),
@@ -448,7 +453,7 @@ def test_wrong_input_is_refused(name):
         (z[:, :7], y), (z, y[:3]), (z, y.double()), (z.long(), y), (z[0], y[0]), (z[:0], y[:0]), (z, y[:, None]),
         (z.numpy(), y), (z, y.tolist()),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="allowed"):
+        with pytest.raises(ValueError, match=f"^{name}: .* allowed"):
             head(features, target)
     with pytest.raises(ValueError, match="class index 5"):
         head(z, torch.full(y.shape, 5, dtype=torch.uint16))

@@ -188,6 +188,14 @@ def plain_values(hyper: dict[str, object]) -> dict[str, object]:
     return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in hyper.items()}
 
 
+def check_hyper_parameters(name: str, hyper: dict[str, object], defaults: dict[str, object]) -> None:
+    """Refuse hyper-parameters that a loss or a head has not, and what is no bool for one that is."""
+    for key, value in hyper.items():
+        check_name(f"hyper-parameter of {name}", key, defaults)
+        if isinstance(defaults[key], bool) and not isinstance(value, bool):
+            raise ValueError(f"{name}: {key}={value!r} was given; allowed: True, False")
+
+
 def lookup(name: str) -> Entry:
     """The catalogue entry of a loss; ValueError for an unknown one: with the nearest name, or where else it is."""
     if not isinstance(name, str):
@@ -245,10 +253,7 @@ def create(name: str, num_classes: int = 10, reduction: str = "mean", **hyper) -
     if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"{name}: num_classes={num_classes!r} was given; allowed: an integer of at least 2")
     hyper = plain_values(hyper)
-    for key, value in hyper.items():
-        check_name(f"hyper-parameter of {name}", key, entry.defaults)
-        if isinstance(entry.defaults[key], bool) and not isinstance(value, bool):
-            raise ValueError(f"{name}: {key}={value!r} was given; allowed: True, False")
+    check_hyper_parameters(name, hyper, entry.defaults)
     loss = Loss(entry, num_classes, reduction, dict(hyper))
     try:  # a bad value is refused here, not in training
         loss(torch.zeros(1, num_classes), torch.zeros(1, dtype=torch.long))

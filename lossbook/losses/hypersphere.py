@@ -27,7 +27,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossbook.checks import check_name, check_range, check_whole
-from lossbook.losses._registry import check_shapes, check_tensors, parse, plain_values, refuse_labels, transformed, wide
+from lossbook.losses._registry import (
+    check_hyper_parameters,
+    check_shapes,
+    check_tensors,
+    parse,
+    plain_values,
+    refuse_labels,
+    transformed,
+    wide,
+)
 from lossbook.losses.likelihood import cross_entropy
 
 FIRST_DELTA = 0.05  # of the schedules that need a norm, before one epoch has measured it
@@ -42,7 +51,7 @@ def simplex_centroids(num_classes: int, dim: int, seed: int = 0) -> Tensor:
     √(C/(C-1)) H Qᵀ, with H (C, C-1) an orthonormal basis of the vectors that sum to zero (Helmert's) and Q (D, C-1) a
     random orthonormal frame. ValueError unless D >= C - 1: fewer dimensions hold no such C vectors.
     """
-    _check_sizes("simplex_centroids", num_classes, dim)
+    num_classes, dim, seed = _check_sizes("simplex_centroids", num_classes, dim, seed)
     if dim < num_classes - 1:
         raise ValueError(
             f"simplex_centroids: {num_classes} classes in {dim} dimensions were given; allowed: at least "
@@ -50,7 +59,7 @@ def simplex_centroids(num_classes: int, dim: int, seed: int = 0) -> Tensor:
         )
     from scipy.linalg import helmert
 
-    normal = torch.randn(dim, num_classes - 1, generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64)
+    normal = torch.randn(dim, num_classes - 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     frame, triangle = torch.linalg.qr(normal)
     frame = frame * triangle.diagonal().sign()  # Q is unique, and uniformly distributed, once R has a positive diagonal
     return math.sqrt(num_classes / (num_classes - 1)) * torch.from_numpy(helmert(num_classes).T) @ frame.T
@@ -63,9 +72,9 @@ def repulsion_centroids(num_classes: int, dim: int, seed: int = 0, steps: int = 
     not below 0.01), its tangential part alone. A hundredth of it is added to the velocity, and the point moves by the
     velocity of the step before, and back onto the sphere. The released code takes 200 steps; that is too few.
     """
-    _check_sizes("repulsion_centroids", num_classes, dim)
+    num_classes, dim, seed = _check_sizes("repulsion_centroids", num_classes, dim, seed)
     check_whole("repulsion_centroids: steps", steps, "[0, inf)")
-    random = torch.Generator().manual_seed(int(seed))
+    random = torch.Generator().manual_seed(seed)
     u = F.normalize(torch.randn(num_classes, dim, generator=random, dtype=torch.float64))
     velocity = torch.zeros_like(u)
     for _ in range(steps):
@@ -77,10 +86,11 @@ def repulsion_centroids(num_classes: int, dim: int, seed: int = 0, steps: int = 
     return u
 
 
-def _check_sizes(name: str, num_classes: int, dim: int) -> tuple[int, int]:
+def _check_sizes(name: str, num_classes: int, dim: int, seed: int) -> tuple[int, int, int]:
     return (
         check_whole(f"{name}: num_classes", num_classes, "[2, inf)"),
         check_whole(f"{name}: dim", dim, "[1, inf)"),
+        check_whole(f"{name}: seed", seed, "[0, inf)"),
     )
 
 
@@ -301,20 +311,24 @@ class Head(nn.Module):
     Computed in float32 or wider, autocast off. Heads that keep statistics do so in training mode only.
     """
 
+    name = "head"  # in messages; that of each in `HEADS`
+
     def __init__(self, num_classes: int, dim: int):
         super().__init__()
         self.num_classes, self.dim = num_classes, dim
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The loss. ValueError for a wrong shape, type or number of dimensions, on a CPU also for a wrong class."""
-        _check(type(self).__name__, features, target, self.dim)
+        _check(self.name, features, target, self.dim)
         if features.ndim != 2 or not len(features):
-            raise ValueError(f"features of shape {tuple(features.shape)} were given; allowed: (B, {self.dim}), B >= 1")
-        return _of_labels(type(self).__name__, self.num_classes, self.loss, features, target)
+            raise ValueError(
+                f"{self.name}: features of shape {tuple(features.shape)} were given; allowed: (B, {self.dim}), B >= 1"
+            )
+        return _of_labels(self.name, self.num_classes, self.loss, features, target)
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores (B, C), the largest of which is the decision; margins are of training only."""
-        _check_features(type(self).__name__, features, self.dim)
+        _check_features(self.name, features, self.dim)
         return _outside_autocast(self.scores, features)
 
     def predict(self, features: Tensor) -> Tensor:
@@ -543,8 +557,8 @@ class AmSoftmax(_Margin):
         centroids: str = "learned",
     ):  # fmt: skip
         super().__init__(num_classes, dim, seed, centroids)
-        check_range(f"{type(self).__name__}: scale", scale, "(0, inf)")
-        check_range(f"{type(self).__name__}: margin", margin, "[0, 2]")
+        check_range(f"{self.name}: scale", scale, "(0, inf)")
+        check_range(f"{self.name}: margin", margin, "[0, 2]")
         self.scale, self.margin = scale, margin
 
     def with_margin(self, cosine: Tensor) -> Tensor:
@@ -636,6 +650,8 @@ HEADS: dict[str, type[Head]] = {
     "fixed_etf": ScaledCosine,
     "pod": Pod,
 }
+for _name, _kind in HEADS.items():
+    _kind.name = _name
 
 
 def head(spec: str, num_classes: int, dim: int, seed: int = 0, **hyper) -> Head:
@@ -655,11 +671,9 @@ def head(spec: str, num_classes: int, dim: int, seed: int = 0, **hyper) -> Head:
     name, parsed = parse(spec)
     hyper = plain_values(parsed | hyper)
     check_name("head", name, HEADS)
-    num_classes, dim = _check_sizes(name, num_classes, dim)
-    seed = check_whole("seed", seed, "[0, inf)")
+    num_classes, dim, seed = _check_sizes(name, num_classes, dim, seed)
     parameters = inspect.signature(HEADS[name]).parameters.values()
-    for key in hyper:
-        check_name(f"hyper-parameter of {name}", key, [p.name for p in parameters if p.kind is p.KEYWORD_ONLY])
+    check_hyper_parameters(name, hyper, {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the generators of GPUs too
         return HEADS[name](num_classes, dim, seed, **hyper)
