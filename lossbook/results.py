@@ -52,6 +52,8 @@ def published(experiment: str) -> pandas.DataFrame:
 def _read(path: Path) -> pyarrow.Table:
     try:
         return ParquetFile(path).read()
+    except PermissionError:  # not damaged, and not to be deleted
+        raise
     except (OSError, ValueError) as error:
         remedy = "restore it from the repository" if path.parent == PUBLISHED else "delete it and run the sweep again"
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
@@ -101,7 +103,10 @@ def publish(experiment: str, datasets: list[str] | None = None, folder: str | Pa
 
 
 def interval(values) -> tuple[float, float, int]:
-    """Mean, half-width of its 95 % interval (Student's t; NaN for one value), and n."""
+    """Mean, half-width of its 95 % interval (Student's t; NaN for one value), and n.
+
+    Values that are not finite, of runs that diverged, are left out, and not counted in n.
+    """
     values = numpy.asarray(values, dtype=float)
     values = values[numpy.isfinite(values)]
     n = len(values)

@@ -296,6 +296,16 @@ def test_a_damaged_row_is_named(tmp_path):
         path.write_bytes(whole)
 
 
+def test_a_row_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    sweep.run(small(tmp_path), workers=1)
+    monkeypatch.setattr(results, "ParquetFile", refuse)
+    with pytest.raises(PermissionError):
+        results.load("noisy_labels", tmp_path)
+
+
 def test_writers_of_one_file_do_not_meet_in_a_temporary_one(tmp_path, monkeypatch):
     """Processes on two machines, or in two containers, may have the same number."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
