@@ -525,10 +525,16 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         for _ in configs
     ]
     going, start = set(range(len(configs))), time.perf_counter()
-    logits_of = functools.partial(_evaluate, forward, shared, images, begin)
 
-    def evaluate(what: Tensor) -> Tensor:
-        return logits_of(what).argmax(-1)
+    def predicted(positions: Tensor) -> Tensor:
+        """Classes (M, n) of each run's own training images at its positions (M, n)."""
+        parts = (_take(images, part + begin) for part in positions.split(PART, 1))
+        return predict(forward, parts, shared.mode).argmax(-1)
+
+    def test_logits_of(views: int) -> Tensor:
+        """Logits (M, n, C) of the test set, which all runs share."""
+        parts = (part.expand(len(configs), *part.shape) for part in splits[0].test.split(PART))
+        return predict(forward, parts, shared.mode, views)
 
     for epoch in range(shared.epochs):
         network.train()
@@ -546,14 +552,15 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         if averaged and epoch == shared.epochs - 1:
             averaged.update(1.0)
         network.eval()
-        told = evaluate(probe) if flipped.any() else probe
-        test_logits = logits_of(splits[0].test)
+        # without a wrong label both shares of them are NaN, whatever is predicted
+        on_probe = predicted(probe) if flipped.any() else labels.gather(1, probe)
+        test_logits = test_logits_of(views=1)
         values = {
             "train_loss": total / steps,
             "test_accuracy": accuracy(test_logits.argmax(-1), splits[0].test_labels),
-            "validation_accuracy": accuracy(evaluate(validation), labels.gather(1, validation)),
-            "memorised": accuracy(told, labels.gather(1, probe), flipped),  # predicts the wrong label it was told
-            "recovered": accuracy(told, clean.gather(1, probe), flipped),  # predicts the true label it never saw
+            "validation_accuracy": accuracy(predicted(validation), labels.gather(1, validation)),
+            "memorised": accuracy(on_probe, labels.gather(1, probe), flipped),  # predicts the wrong label it was told
+            "recovered": accuracy(on_probe, clean.gather(1, probe), flipped),  # predicts the true label it never saw
         }
         values = {name: value.tolist() for name, value in values.items()}
         for run in sorted(going):
@@ -571,8 +578,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         panel[f"{kind} {level:g}"] = accuracy(found, splits[0].test_labels).tolist()
     test_accuracy = [curve["test_accuracy"][-1] for curve in curves]
     if shared.views > 1:
-        seen_often = logits_of(splits[0].test, views=shared.views).argmax(-1)
-        test_accuracy = accuracy(seen_often, splits[0].test_labels).tolist()
+        test_accuracy = accuracy(test_logits_of(shared.views).argmax(-1), splits[0].test_labels).tolist()
     parameters = sum(p.numel() for p in network.parameters()) // len(configs)
     return [
         {
@@ -615,22 +621,6 @@ def _summary(config: Config, split: Split, curves: dict[str, list[float]], logit
 def _take(images: Tensor, positions: Tensor) -> Tensor:
     """images[positions], by the kernel that copies whole images: several times faster on a CPU."""
     return images.flatten(1).index_select(0, positions.flatten()).view(*positions.shape, *images.shape[1:])
-
-
-def _evaluate(
-    network: Callable[[Tensor], Tensor],
-    config: Config,
-    images: Tensor,
-    begin: Tensor,
-    what: Tensor,
-    views: int = 1,
-) -> Tensor:
-    """Logits (M, n, C): of `images` at the positions (M, n) that are given, or of a test set (n, ...)."""
-    if not what.is_floating_point():
-        parts = (_take(images, part + begin) for part in what.split(PART, 1))
-    else:
-        parts = (part.expand(len(begin), *part.shape) for part in what.split(PART))
-    return predict(network, parts, config.mode, views)
 
 
 def accuracy(predicted: Tensor, labels: Tensor, where: Tensor | None = None) -> Tensor:
