@@ -653,12 +653,10 @@ def _optimiser(config: Config, network: nn.Module, device: torch.device) -> torc
     ]
     for group in groups:  # on a GPU a tensor, which a recorded step reads anew each time
         group["lr"] = torch.tensor(config.learning_rate, device=device) if device.type == "cuda" else 0.0
-    settings = dict(weight_decay=config.weight_decay, fused=True)
     if config.optimiser == "adam":
-        return torch.optim.Adam(groups, **settings, capturable=device.type == "cuda")
-    if config.optimiser in ("sgd", "sgd_plain"):
-        return torch.optim.SGD(groups, **settings, momentum=0.9 if config.optimiser == "sgd" else 0.0)
-    return torch.optim.SGD(groups, **settings, momentum=0.85, nesterov=True)
+        return torch.optim.Adam(groups, fused=True, capturable=device.type == "cuda")
+    momentum = {"sgd": 0.9, "sgd_plain": 0.0, "airbench": 0.85}[config.optimiser]
+    return torch.optim.SGD(groups, fused=True, momentum=momentum, nesterov=config.optimiser == "airbench")
 
 
 def _rates(config: Config, steps: int) -> list[float]:
