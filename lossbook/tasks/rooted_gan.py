@@ -186,26 +186,27 @@ def fit(networks: Networks, images: Tensor, task: FineTuning, phase: str) -> Ite
 
     networks  changed in place
     images    (n, channels, height, width) from -1 to 1
+    phase     gives noise and order of its own
     """
-    pretraining = phase == "pre-training"
-    steps = task.pretraining_steps if pretraining else task.steps
-    rate = task.pretraining_rate if pretraining else task.learning_rate
-    loss, device = margin_loss("logistic" if pretraining else task.loss), images.device
+    steps, loss, device = task.steps, margin_loss(task.loss), images.device
     random = generator(f"{phase} noise", task.seed, device)
     order = generator(f"{phase} order", task.seed, device)
-    maker, critic, average = networks
-    of_maker, of_critic = (torch.optim.Adam(net.parameters(), rate, BETAS, fused=True) for net in (maker, critic))
+    generator_network, critic, average = networks
+    of_generator, of_critic = (
+        torch.optim.Adam(network.parameters(), task.learning_rate, BETAS, fused=True)
+        for network in (generator_network, critic)
+    )
     ends = [round(steps * piece / task.pieces) for piece in range(1, task.pieces + 1)]
     sums, count = torch.zeros(4, device=device), 0
     lowest = torch.full((), torch.inf, device=device)
 
     def noise() -> Tensor:
-        return torch.randn(task.batch_size, maker.latent, generator=random, device=device)
+        return torch.randn(task.batch_size, generator_network.latent, generator=random, device=device)
 
     for step in range(1, steps + 1):
         real = images[torch.randint(len(images), (task.batch_size,), generator=order, device=device)]
         with torch.no_grad():
-            made = maker(noise(), random)
+            made = generator_network(noise(), random)
         margins = critic(torch.cat([real, made])) * torch.tensor([1.0, -1.0], device=device).repeat_interleave(
             len(real)
         )
@@ -218,16 +219,16 @@ def fit(networks: Networks, images: Tensor, task: FineTuning, phase: str) -> Ite
         of_critic.step()
 
         critic.requires_grad_(False)
-        scores = critic(maker(noise(), random))
-        maker_loss = loss(scores).mean()
-        of_maker.zero_grad()
-        maker_loss.backward()
-        of_maker.step()
+        scores = critic(generator_network(noise(), random))
+        generator_loss = loss(scores).mean()
+        of_generator.zero_grad()
+        generator_loss.backward()
+        of_generator.step()
         critic.requires_grad_(True)
-        average.update_parameters(maker)
+        average.update_parameters(generator_network)
 
         seen, count = margins.detach(), count + 1
-        sums += torch.stack([maker_loss.detach(), critic_loss.detach(), *seen.unflatten(0, (2, -1)).mean(1)])
+        sums += torch.stack([generator_loss.detach(), critic_loss.detach(), *seen.unflatten(0, (2, -1)).mean(1)])
         lowest = torch.minimum(lowest, torch.cat([seen, scores.detach()]).min())
         if step in ends:
             names = ("generator_loss", "critic_loss", "real_margin", "made_margin")
@@ -239,12 +240,13 @@ def fit(networks: Networks, images: Tensor, task: FineTuning, phase: str) -> Ite
 def _pretrained(task: FineTuning, device: torch.device) -> Networks:
     """The checkpoint from which the losses of a seed begin; kept in this process."""
     shape = data.SETS[task.source].input_shape
-    maker, critic = style_gan.create(task.model, shape, derived_seed("initialisation", task.seed))
-    maker, critic = maker.to(device), critic.to(device)
-    decay = 0.5 ** (1 / HALF_LIFE)
-    networks = Networks(maker, critic, AveragedModel(maker, multi_avg_fn=get_ema_multi_avg_fn(decay)))
+    made = style_gan.create(task.model, shape, derived_seed("initialisation", task.seed))
+    generator_network, critic = (network.to(device) for network in made)
+    average = AveragedModel(generator_network, multi_avg_fn=get_ema_multi_avg_fn(0.5 ** (1 / HALF_LIFE)))
+    networks = Networks(generator_network, critic, average)
     images = to_signed(select(task.source, "train", task.classes, without=True).to(device))
-    for _ in fit(networks, images, task, "pre-training"):
+    pretraining = replace(task, steps=task.pretraining_steps, learning_rate=task.pretraining_rate)
+    for _ in fit(networks, images, pretraining, "pre-training"):
         pass
     return networks
 
