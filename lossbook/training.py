@@ -30,7 +30,7 @@ VIEWS = (1, 2, 6)
 MODES = ("exact", "fast")
 # In the airbench recipe the biases of batch norm learn so many times faster, and the bias of the whitening layer for a
 # share of the steps.
-BIAS_SHARE, WHITENING_SHARE = 64, 0.3
+BIAS_RATE_FACTOR, WHITENING_SHARE = 64, 0.3
 PART = 2000  # images that a network in evaluation mode sees at once
 PROBE = 5000  # training examples on which memorisation is measured, evenly from the training split
 # Corrupted test sets on which a run with `panel=True` is judged: kind and level.
@@ -545,7 +545,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
         chosen = train.gather(1, torch.stack([shuffled[config.seed] for config in configs]))
         for i, batch in enumerate(chosen[:, : steps * shared.batch_size].split(shared.batch_size, 1), epoch * steps):
             for group in optimiser.param_groups:
-                _set_rate(group, rate[i] * group["share"] if i < group["until"] * len(rate) else 0.0)
+                _set_rate(group, rate[i] * group["rate_factor"] if i < group["until"] * len(rate) else 0.0)
             advance(batch)
             if averaged and i % 5 == 4:
                 averaged.update(0.95**5 * (i / len(rate)) ** 3)
@@ -630,25 +630,25 @@ def accuracy(predicted: Tensor, labels: Tensor, where: Tensor | None = None) -> 
 
 
 def _optimiser(config: Config, network: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser of a run; each group has its `share` of the learning rate, `until` a share of the steps."""
+    """The optimiser of a run; each group learns at `rate_factor` times the rate, `until` that share of the steps."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     shifts, whitening = set(), set()
     if config.optimiser == "airbench":
         shifts = {m.bias for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
         whitening = {network.member[0].bias} if isinstance(network.member, models.Airbench) else set()
-    shares = (
+    kinds = (
         (set(parameters) - shifts - whitening, 1.0, 1.0),
-        (shifts, BIAS_SHARE, 1.0),
+        (shifts, BIAS_RATE_FACTOR, 1.0),
         (whitening, 1.0, WHITENING_SHARE),
     )
     groups = [  # the decay is such that the rate times the decay is the same for all
         {
             "params": [p for p in parameters if p in members],
-            "share": share,
+            "rate_factor": factor,
             "until": until,
-            "weight_decay": config.weight_decay / share,
+            "weight_decay": config.weight_decay / factor,
         }
-        for members, share, until in shares
+        for members, factor, until in kinds
         if members
     ]
     for group in groups:  # on a GPU a tensor, which a recorded step reads anew each time

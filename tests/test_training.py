@@ -328,7 +328,7 @@ def test_airbench_groups_its_biases():
     config = Config(dataset="cifar10", model="airbench", optimiser="airbench", learning_rate=1.5, weight_decay=1e-3)
     weights, shifts, whitening = training._optimiser(config, network, torch.device("cpu")).param_groups
     assert {p.ndim for p in weights["params"]} == {2, 4} and len(weights["params"]) == 7
-    assert len(shifts["params"]) == 6 and shifts["share"] * shifts["weight_decay"] == pytest.approx(1e-3)
+    assert len(shifts["params"]) == 6 and shifts["rate_factor"] * shifts["weight_decay"] == pytest.approx(1e-3)
     assert whitening["params"] == [network.member[0].bias] and whitening["until"] == 0.3
     trainable = sum(p.requires_grad for p in network.parameters())
     assert sum(len(group["params"]) for group in (weights, shifts, whitening)) == trainable
@@ -654,7 +654,7 @@ def test_optimisers(optimiser, kind, settings):
     made = training._optimiser(Config(model="cnn_small", optimiser=optimiser, weight_decay=0.01), network, CPU)
     assert type(made) is kind
     for group in made.param_groups:
-        assert settings.items() <= group.items() and group["weight_decay"] * group["share"] == pytest.approx(0.01)
+        assert settings.items() <= group.items() and group["weight_decay"] * group["rate_factor"] == pytest.approx(0.01)
 
 
 def test_the_slow_average_is_what_is_left(recorded):
