@@ -404,7 +404,7 @@ CENTROIDS = ("simplex", "repulsion", "learned")
 class _Prototypes(Head):
     """A head with one unit vector for each class: fixed on a simplex, fixed by repulsion, or learned."""
 
-    def __init__(self, num_classes: int, dim: int, seed: int, centroids: str):
+    def __init__(self, num_classes: int, dim: int, seed: int, *, centroids: str = "simplex"):
         super().__init__(num_classes, dim)
         vectors = _unit_vectors(num_classes, dim, seed, centroids)
         if centroids == "learned":
@@ -441,7 +441,7 @@ class Pod(_Prototypes):
         self, num_classes: int, dim: int, seed: int, *, delta: str | float = "growing", alpha: float = 0.01,
         decorrelation: float = 1.0, centroids: str = "simplex",
     ):  # fmt: skip
-        super().__init__(num_classes, dim, seed, centroids)
+        super().__init__(num_classes, dim, seed, centroids=centroids)
         check_range("pod: alpha", alpha, "[0, inf)")
         check_range("pod: decorrelation", decorrelation, "[0, inf)")
         self.schedule, self.alpha, self.decorrelation = delta, alpha, decorrelation
@@ -498,9 +498,6 @@ class Pod(_Prototypes):
 class SquaredCosine(_Prototypes):
     """mean (1 - cos(z, a_y))²: Hyperspherical Prototype Networks (Mettes et al., arXiv 1901.10514)"""
 
-    def __init__(self, num_classes: int, dim: int, seed: int, *, centroids: str = "simplex"):
-        super().__init__(num_classes, dim, seed, centroids)
-
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         return norm_adaptive_cosine(features, target, self.class_vectors()).mean()
 
@@ -521,7 +518,7 @@ class ScaledCosine(_Scaled):
     """
 
     def __init__(self, num_classes: int, dim: int, seed: int, *, scale: float = 10.0, centroids: str = "simplex"):
-        super().__init__(num_classes, dim, seed, centroids)
+        super().__init__(num_classes, dim, seed, centroids=centroids)
         check_range("fixed_etf: scale", scale, "(0, inf)")
         self.scale = scale
 
@@ -539,8 +536,8 @@ class _Margin(_Scaled):
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
         index = target.unsqueeze(1)
         scores = self.scores(features)
-        label = self.scale * self.with_margin(scores.gather(1, index) / self.scale)
-        return cross_entropy(scores.scatter(1, index, label), target).mean()
+        score = self.scale * self.with_margin(scores.gather(1, index) / self.scale)
+        return cross_entropy(scores.scatter(1, index, score), target).mean()
 
 
 def _angle(cosine: Tensor) -> Tensor:
@@ -556,7 +553,7 @@ class AmSoftmax(_Margin):
         self, num_classes: int, dim: int, seed: int, *, scale: float = 30.0, margin: float = 0.35,
         centroids: str = "learned",
     ):  # fmt: skip
-        super().__init__(num_classes, dim, seed, centroids)
+        super().__init__(num_classes, dim, seed, centroids=centroids)
         check_range(f"{self.name}: scale", scale, "(0, inf)")
         check_range(f"{self.name}: margin", margin, "[0, 2]")
         self.scale, self.margin = scale, margin
@@ -572,7 +569,7 @@ class ArcFace(_Margin):
         self, num_classes: int, dim: int, seed: int, *, scale: float = 64.0, margin: float = 0.5,
         centroids: str = "learned",
     ):  # fmt: skip
-        super().__init__(num_classes, dim, seed, centroids)
+        super().__init__(num_classes, dim, seed, centroids=centroids)
         check_range("arcface: scale", scale, "(0, inf)")
         check_range("arcface: margin", margin, "[0, 3.14]")
         self.scale, self.margin = scale, margin
@@ -596,7 +593,7 @@ class SphereFace(_Margin):
         self, num_classes: int, dim: int, seed: int, *, margin: int = 4, annealing: bool = True,
         centroids: str = "learned",
     ):  # fmt: skip
-        super().__init__(num_classes, dim, seed, centroids)
+        super().__init__(num_classes, dim, seed, centroids=centroids)
         check_whole("sphereface: margin", margin, "[1, inf)")
         self.margin, self.annealing = margin, annealing
         self.register_buffer("steps", torch.tensor(0))  # a tensor, so that torch.compile takes each step for the same
@@ -613,7 +610,7 @@ class SphereFace(_Margin):
         cosines = self.scores(features)
         cosines = cosines.scatter(1, index, self.with_margin(cosines.gather(1, index)))
         if self.training:
-            self.steps = self.steps + 1  # in its place, a compiled backward would read the number of the next step
+            self.steps = self.steps + 1  # not in place: a compiled backward would then read the next step's number
         return cross_entropy(torch.linalg.vector_norm(features, dim=1, keepdim=True) * cosines, target).mean()
 
 
