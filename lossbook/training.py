@@ -239,11 +239,12 @@ def _noisy_labels(name: str, kind: str, rate: float, seed: int) -> Tensor:
 class Split:
     """The data of a run, on its device.
 
-    images      (N, channels, height, width) all training images, standardised
+    dataset     the set as it was loaded
+    images      (N, channels, height, width) all training images, standardised; of a table (N, features)
     labels      (N,) their noisy labels; `clean` the true ones
-    train       positions of the training split in these; `validation` of the rest
+    train       positions (m,) of the training split in these; `validation` (v,) those of the rest
     test        (n, channels, height, width) and `test_labels` (n,), which noise never touches
-    panel       the damaged test sets, by kind and level
+    panel       damaged test sets (n, channels, height, width), by kind and level
     """
 
     dataset: data.Dataset

@@ -273,6 +273,9 @@ def test_neural_collapse_measures():
     assert found["simplex"] == pytest.approx((cosines + 1 / 4).abs().mean().item())
     with pytest.raises(ValueError, match="neural_collapse"):
         hypersphere.neural_collapse(z[y < 4], y[y < 4], 5)
+    for beyond in (-1, 5):
+        with pytest.raises(ValueError, match=rf"neural_collapse: .*{beyond}.* from 0 to 4"):
+            hypersphere.neural_collapse(z, y.masked_fill(y == 2, beyond), 5)
 
 
 # --- heads ---------------------------------------------------------------------------------------------------

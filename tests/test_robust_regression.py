@@ -93,6 +93,9 @@ def test_median_of_an_even_number_is_the_middle():
     assert torch.median(r).item() == 2.0
     assert mad(r).item() == pytest.approx(derived_consistency() * 1.0)  # about 2.5; about 2 it would be otherwise
     assert mad(torch.tensor([0.0, 0.0, 1.0, 1.0])).item() == pytest.approx(0.5 * derived_consistency())
+    for nothing in (torch.zeros(0), torch.zeros(0, 3)):
+        with pytest.raises(ValueError, match="mad: a batch of 0 was given; allowed: at least 1"):
+            mad(nothing)
 
 
 def derived_consistency():

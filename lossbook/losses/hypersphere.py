@@ -281,14 +281,14 @@ def neural_collapse(features: Tensor, target: Tensor, num_classes: int) -> dict[
     equiangular   standard deviation of the cosines between class means, the mean of all taken off
     simplex       mean |cosine + 1/(C-1)| of the same cosines
 
-    ValueError where a class has no example.
+    ValueError where a class has no example, and for an index that is none of a class.
     """
     features, target = features.detach().double(), target.long()
-    count = torch.bincount(target, minlength=num_classes)
-    if len(count) > num_classes or not count.all():
+    if (there := target.unique().tolist()) != list(range(num_classes)):
         raise ValueError(
-            f"neural_collapse: {count.tolist()} examples of a class; allowed: {num_classes} classes, none empty"
+            f"neural_collapse: examples of the classes {there} were given; allowed: of each from 0 to {num_classes - 1}"
         )
+    count = torch.bincount(target)
     means = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
     means = means.index_add_(0, target, features) / count.unsqueeze(1)
     within, between = features - means[target], means - means.mean(0)

@@ -55,8 +55,10 @@ def mad(residual: Tensor) -> Tensor:
     batch that is less than half may be replaced by anything and it stays bounded. 0 if more than half of the
     residuals are equal.
     The median of an even number is the mean of the middle two, where torch.median takes the lower one. The gradient
-    is the true one: it flows to the few examples that are the medians.
+    is the true one: it flows to the few examples that are the medians. ValueError for a batch of none.
     """
+    if not len(residual):
+        raise ValueError("mad: a batch of 0 was given; allowed: at least 1")
     deviation = (residual - _median(residual)).abs()
     return MAD_CONSISTENCY * _median(deviation)
 
