@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lossbook.checks import check_name
+from lossbook.seeding import seeded
 
 
 def mlp(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -215,6 +216,5 @@ def create(name: str, input_shape: tuple[int, ...], num_classes: int, seed: int 
     The rows of a table, input_shape (features,), are for the multi-layer perceptron.
     """
     check(name, input_shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the generators of GPUs too
+    with seeded(seed):
         return MODELS[name](input_shape, num_classes)

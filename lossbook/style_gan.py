@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossbook.checks import check_name
+from lossbook.seeding import seeded
 
 GROUP = 4  # images over which the critic sees the spread
 
@@ -201,8 +202,7 @@ def spread(x: Tensor) -> Tensor:
 def create(name: str, input_shape: tuple[int, int, int], seed: int = 0) -> tuple[Generator, Critic]:
     """Generator and critic of a size by name for square images (channels, size, size), initialised from seed alone."""
     check_name("model", name, SIZES)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return Generator(input_shape, SIZES[name]), Critic(input_shape, SIZES[name])
 
 

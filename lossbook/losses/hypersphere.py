@@ -38,6 +38,7 @@ from lossbook.losses._registry import (
     wide,
 )
 from lossbook.losses.likelihood import cross_entropy
+from lossbook.seeding import seeded
 
 FIRST_DELTA = 0.05  # of the schedules that need a norm, before one epoch has measured it
 
@@ -671,6 +672,5 @@ def head(spec: str, num_classes: int, dim: int, seed: int = 0, **hyper) -> Head:
     num_classes, dim, seed = _check_sizes(name, num_classes, dim, seed)
     parameters = inspect.signature(HEADS[name]).parameters.values()
     check_hyper_parameters(name, hyper, {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY})
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the generators of GPUs too
+    with seeded(seed):
         return HEADS[name](num_classes, dim, seed, **hyper)

@@ -21,6 +21,7 @@ from lossbook import data
 from lossbook.checks import check_fields, check_name, check_range
 from lossbook.judges import classifier, training_order
 from lossbook.losses.perceptual import PerceptualLoss, feature_distance
+from lossbook.seeding import seeded
 from lossbook.tasks import TUNING_SEED, Runs, Task, epochs
 from lossbook.training import derived_seed, generator
 
@@ -135,8 +136,7 @@ class Perceptual(Task):
         return {"pixel": feature_distance, "perceptual": perceptual}[self.loss]
 
     def _trained(self, criterion: Callable[[Tensor, Tensor], Tensor], images: Tensor, low: Tensor) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed("initialisation", self.seed))
+        with seeded(derived_seed("initialisation", self.seed)):
             network = Upscaler(images.shape[1], self.factor).to(images.device)
         optimiser = torch.optim.Adam(network.parameters(), self.learning_rate)
         everything, order = torch.arange(len(images), device=images.device), generator("order", self.seed)

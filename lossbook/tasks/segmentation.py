@@ -18,6 +18,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from lossbook import data
 from lossbook.checks import check_fields
+from lossbook.seeding import seeded
 from lossbook.tasks import TUNING_SEED, Runs, Task, epochs, outputs
 from lossbook.training import derived_seed, generator
 
@@ -178,8 +179,7 @@ class Segmentation(Task):
 
     def network(self) -> nn.Module:
         """The network with its initial weights."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed("initialisation", self.seed))
+        with seeded(derived_seed("initialisation", self.seed)):
             network = MODELS[self.model](1 if self.dataset == "digits" else 3)
         if self.loss.endswith("_prior"):
             nn.init.constant_(network.last.bias, -math.log((1 - PRIOR) / PRIOR))
