@@ -152,6 +152,11 @@ STUDY = tuple(dict.fromkeys([*losses.names(), *itertools.chain(*CONTROLS), SHUFF
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of a learning rate, to choose from
 
 
+def _rates(rate: float, factors: Sequence[float]) -> tuple[float, ...]:
+    """Multiples of a learning rate, rounded, so that the same run has the same hash on every processor."""
+    return tuple(float(f"{rate * factor:.4g}") for factor in factors)
+
+
 def loss_study(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     """The loss as a hyper-parameter, by optimiser and protocol.
 
@@ -176,7 +181,7 @@ def loss_study(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     grids, clean = {}, (("none", 0.0),)
     for optimiser, rate in (("sgd", 0.05), ("adam", 1e-3)):
         grid = Grid(names, clean, seeds, epochs, (rate,), recipe=recipe | dict(optimiser=optimiser))
-        rates = tuple(float(f"{rate * factor:.4g}") for factor in factors)
+        rates = _rates(rate, factors)
         grids[f"{optimiser} same"] = grid
         # Adam divides the scale of the gradient out; to match it would undo that
         matched = optimiser == "sgd"
@@ -216,7 +221,7 @@ def rooted_deep(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     grids, clean = {}, (("none", 0.0),)
     for optimiser, rate in (("sgd", 0.05), ("adam", 1e-3)):
         grid = Grid(names, clean, seeds, epochs, (rate,), recipe=recipe | dict(optimiser=optimiser))
-        rates = tuple(float(f"{rate * factor:.4g}") for factor in factors)
+        rates = _rates(rate, factors)
         grids[f"{optimiser} shared"] = grid
         grids[f"{optimiser} tuned"] = replace(grid, learning_rates=rates)
     few = recipe if dataset == "digits" else few_images  # the digits are few themselves
@@ -236,7 +241,7 @@ def regularised_likelihood(profile: str, dataset: str, model: str) -> dict[str, 
     recipe = dict(model="mlp_dropout", optimiser="sgd", weight_decay=5e-4, batch_size=32, train_size=500)
     if profile != "smoke" and dataset != "digits":
         recipe |= dict(train_size=5000, batch_size=128)
-    rates = tuple(float(f"{0.05 * factor:.4g}") for factor in factors)
+    rates = _rates(0.05, factors)
     whole = Grid(("cross_entropy",), (("none", 0.0),), seeds, epochs, rates, recipe=recipe)
     changes = {
         "without dropout": dict(model="mlp"),

@@ -131,8 +131,8 @@ class Config:
             check_range("image_level", self.image_level, noise.LEVELS[self.image_noise])
         spec = data.spec(self.dataset)
         models.check(self.model, spec.input_shape)
-        if self.noise_kind == "asymmetric" and self.dataset not in noise.ASYMMETRIC_MAPS:
-            raise ValueError(f"{self.dataset} has no standard asymmetric map; allowed: symmetric, uniform, pair, ring")
+        if self.noise_kind == "asymmetric":  # which not every set has
+            noise.transition_matrix(self.noise_kind, self.noise_rate, len(spec.classes), self.dataset)
         if self.dataset in data.TABLES:
             for name, value in dict(image_noise="none", augment="none", views=1, panel=False).items():
                 if getattr(self, name) != value:
@@ -481,9 +481,7 @@ def _train(configs: Sequence[Config], splits: list[Split], device: torch.device)
     begin = torch.tensor(begins, device=device)[:, None] * len(distinct[0])
     if hasattr(members[0], "whiten"):
         members[0].whiten(images[train[0, :PROBE]].float())
-    # channels last is faster on a GPU and for wide convolutions, slower for narrow ones on a CPU
-    wide = device.type == "cuda" or shared.model in models.WIDE
-    network = models.Stack(members).to(device, memory_format=torch.channels_last if wide else torch.preserve_format)
+    network = models.Stack(members).to(device, memory_format=models.memory_format(shared.model, device))
     forward = network
     if device.type == "cuda" and shared.mode == "fast" and shared.model not in models.STACKABLE:
         # compiled once an architecture: later runs have other weights, not other code. A stack of perceptrons is done

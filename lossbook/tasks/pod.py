@@ -114,9 +114,8 @@ class Latent(Task):
     def _train(self, split: Split, device: torch.device) -> dict[str, object]:
         images, labels, seen = split.images, split.labels, split.images
         shape, initial = split.dataset.input_shape, derived_seed("initialisation", self.seed)
-        wide = device.type == "cuda" or self.model in models.WIDE
         network = models.create(self.model, shape, self.dim, initial)
-        network = network.to(device, memory_format=torch.channels_last if wide else torch.preserve_format)
+        network = network.to(device, memory_format=models.memory_format(self.model, device))
         head = self.head().to(device)
         weights = [*network.parameters(), *head.parameters()]
         optimiser = torch.optim.SGD(
