@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import sympy
-from sympy import Expr, Symbol, exp, log
+from sympy import Expr, Symbol, log
+
+from lossbook.symbolic.likelihood_of_losses import sigmoid
 
 p, q, f, alpha = sympy.symbols("p q f alpha", positive=True)
 gamma = Symbol("gamma", nonnegative=True)
@@ -19,11 +21,6 @@ TP, FP, FN = sympy.symbols("TP FP FN", positive=True)
 def pixels(letter: str, count: int) -> list[Symbol]:
     """The positive symbols letter_1 ... letter_count."""
     return list(sympy.symbols(f"{letter}_1:{count + 1}", positive=True))
-
-
-def sigmoid(z: Expr) -> Expr:
-    """1 / (1 + e^{-z})."""
-    return 1 / (1 + exp(-z))
 
 
 def slope_in_logit(expression: Expr, probability: Symbol = p) -> Expr:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import sympy
 from sympy import Expr, Function, Symbol, exp, expand_log, log, stats
 
+from lossbook.symbolic.fourier_loss import softmax
+
 y, mu, z = sympy.symbols("y mu z", real=True)
 sigma, v, b = sympy.symbols("sigma v b", positive=True)
 p = Symbol("p", positive=True)
@@ -48,12 +50,6 @@ def binary_cross_entropy(probability: Expr = p, target: Expr = y) -> Expr:
 def logits(n: int) -> list[Symbol]:
     """z_0 ... z_{n-1}."""
     return list(sympy.symbols(f"z_:{n}", real=True))
-
-
-def softmax(z: Sequence[Expr]) -> list[Expr]:
-    """e^{z_i} / Σ_j e^{z_j}."""
-    total = sum(exp(x) for x in z)
-    return [exp(x) / total for x in z]
 
 
 def categorical_nll(z: Sequence[Expr], label: int) -> Expr:
