@@ -23,9 +23,9 @@ def pixels(letter: str, count: int) -> list[Symbol]:
     return list(sympy.symbols(f"{letter}_1:{count + 1}", positive=True))
 
 
-def slope_in_logit(expression: Expr, probability: Symbol = p) -> Expr:
+def slope_in_logit(expression: Expr) -> Expr:
     """∂/∂z of a function of p = sigmoid(z): p (1 - p) ∂/∂p."""
-    return probability * (1 - probability) * sympy.diff(expression, probability)
+    return p * (1 - p) * sympy.diff(expression, p)
 
 
 def binary_focal(p: Expr, g: int, gamma: Expr = gamma, alpha: Expr | None = None) -> Expr:

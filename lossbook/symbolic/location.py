@@ -109,8 +109,8 @@ def lognormal_integrated_cdf(t: Expr) -> Expr:
     return t * lognormal_cdf(t) - exp(x + sigma**2 / 2) * normal_cdf((log(t) - x) / sigma - sigma)
 
 
-def lognormal_huber_slope(prediction: Expr, threshold: Expr = delta) -> Expr:
+def lognormal_huber_slope(prediction: Expr) -> Expr:
     """The derivative of the Huber risk, ∫ F over [f - δ, f + δ] less δ. The distribution has no mass below 0."""
-    low = prediction - threshold
+    low = prediction - delta
     below = Piecewise((lognormal_integrated_cdf(low), low > 0), (0, True))
-    return lognormal_integrated_cdf(prediction + threshold) - below - threshold
+    return lognormal_integrated_cdf(prediction + delta) - below - delta

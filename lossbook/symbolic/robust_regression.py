@@ -94,9 +94,9 @@ def influence() -> Expr:
     return slope.subs(sympy.diff(clean(theta), theta), -mean_slope).subs(clean(theta), 0)
 
 
-def huber_contaminated_slope(t: Expr, share: Expr, k: Expr = k, sigma: Expr = sympy.S.One) -> Expr:
-    """(1 - share) E ψ_k(σz - t) + share·k: zero where Huber's estimate stands that far outliers pull upwards by t."""
-    high, low = (t + k) / sigma, (t - k) / sigma  # z between them is not clipped
+def huber_contaminated_slope(t: Expr, share: Expr, k: Expr = k) -> Expr:
+    """(1 - share) E ψ_k(z - t) + share·k: zero where Huber's estimate stands that far outliers pull upwards by t."""
+    high, low = t + k, t - k  # z between them is not clipped
     cdf = [(1 + erf(limit / sqrt(2))) / 2 for limit in (high, low)]
-    middle = sigma * (normal_density(low) - normal_density(high)) - t * (cdf[0] - cdf[1])
+    middle = normal_density(low) - normal_density(high) - t * (cdf[0] - cdf[1])
     return (1 - share) * (middle + k * (1 - cdf[0]) - k * cdf[1]) + share * k
