@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy
 
-LARGEST = sys.float_info.max  # an integer may be larger, and no float then
+LARGEST = sys.float_info.max  # an integer beyond this has no float
 
 
 def check_name(what: str, name: object, allowed: Iterable[str]) -> None:

@@ -738,7 +738,9 @@ def _sources() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
-_sources()  # of what is imported, and so runs: processes of a sweep are forks of one that may have begun long ago
+# hashed at import, when file and running code agree: a sweep's workers are forks of a process that may be older than
+# an edit
+_sources()
 
 
 def _output(*command: str | Path) -> str:

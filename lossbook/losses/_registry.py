@@ -84,7 +84,7 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
                     check_range(f"{name}: {key}", value, intervals[key])
                 if isinstance(value, numpy.floating):
                     hyper[key] = float(value)  # a formula would lose digits in a narrower type
-            if logits.dtype not in WIDE:  # asked first: to change nothing takes microseconds, too
+            if logits.dtype not in WIDE:  # asked first: a conversion that changes nothing still costs microseconds
                 logits = logits.float()
             wanted = logits.dtype if target.is_floating_point() else torch.int64
             if target.dtype != wanted:

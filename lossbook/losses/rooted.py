@@ -27,7 +27,7 @@ def rooted(surprise: Tensor, k: float) -> Tensor:
     corner = CAP * k
     beyond = surprise > corner
     curved = torch.where(beyond, corner, surprise)
-    # surprise - curved would do here, but of its gradient e^10 - e^10 the rounding would stay below the corner
+    # surprise - curved has the same value; but its gradient below the corner, e^10 - e^10, leaves a rounding error
     straight = torch.where(beyond, surprise - corner, 0.0)
     return k * torch.expm1(curved / k) + math.exp(CAP) * straight
 

@@ -179,7 +179,7 @@ class _OfLabels(torch.autograd.Function):
     """The loss of logits (B, C) at class indices (B,), with its gradient in the logits at the price of one product.
 
     Autograd by itself multiplies by Q (C, C), most of the cost at a hundred classes, once forward and once backward.
-    Each step takes the memory of one before it: what fits a core's cache is faster.
+    Every step reuses the memory of an earlier one, so that all of it stays in a core's cache.
     """
 
     @staticmethod
@@ -323,7 +323,7 @@ def fourier(
 
 
 def _as_constants(*values: float) -> list[float]:
-    """What tables depend on, constants to torch.compile: of its symbols a string makes them."""
+    """The numbers that tables depend on, as constants to torch.compile: the way through a string drops its symbols."""
     return [float.fromhex(float(value).hex()) for value in values]
 
 
