@@ -14,7 +14,7 @@ LARGEST = sys.float_info.max  # an integer beyond this has no float
 
 
 def check_name(what: str, name: object, allowed: Iterable[str]) -> None:
-    """Refuse, with a ValueError that gives the nearest name, a ``name`` that is not among ``allowed``."""
+    """Refuse, with a ValueError that gives the nearest name, a `name` that is not among `allowed`."""
     allowed = tuple(allowed)
     if name not in allowed:
         spelt = {str(one).lower(): str(one) for one in allowed}

@@ -1,8 +1,8 @@
 """The image sets: load, verify, fetch once, and turn into tensors.
 
-A set is one file, ``<root>/<name>.npz``, with the uint8 arrays ``x_train y_train x_test y_test``; images are
-NHW (grey) or NHWC (colour). ``root`` is the argument, else the environment variable ``LOSSBOOK_DATA``, else
-``data/`` of the project. ``digits`` comes with scikit-learn and needs no file, nor do the tables, sets of numbers
+A set is one file, `<root>/<name>.npz`, with the uint8 arrays `x_train y_train x_test y_test`; images are
+NHW (grey) or NHWC (colour). `root` is the argument, else the environment variable `LOSSBOOK_DATA`, else
+`data/` of the project. `digits` comes with scikit-learn and needs no file, nor do the tables, sets of numbers
 in place of images.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import numpy
 import torch
 
 from lossbook import PROJECT
@@ -39,7 +39,7 @@ class Spec:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """``(channels, height, width)`` of one image as a network sees it, ``(features,)`` of a table."""
+        """`(channels, height, width)` of one image as a network sees it, `(features,)` of a table."""
         if len(self.image) == 1:
             return self.image
         height, width, *channels = self.image
@@ -84,16 +84,16 @@ ALL = (*SETS, *TABLES)
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A loaded set: uint8 images ``(n, height, width)`` or ``(n, height, width, 3)``, uint8 labels.
+    """A loaded set: uint8 images `(n, height, width)` or `(n, height, width, 3)`, uint8 labels.
 
-    A table has float32 rows ``(n, features)`` in place of images.
+    A table has float32 rows `(n, features)` in place of images.
     """
 
     name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    x_train: numpy.ndarray
+    y_train: numpy.ndarray
+    x_test: numpy.ndarray
+    y_test: numpy.ndarray
 
     @property
     def num_classes(self) -> int:
@@ -101,14 +101,14 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """``(channels, height, width)`` of one image as a network sees it, ``(features,)`` of a table."""
+        """`(channels, height, width)` of one image as a network sees it, `(features,)` of a table."""
         return spec(self.name).input_shape
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
-    """The folder of the sets: ``root``, else ``LOSSBOOK_DATA``, else ``data/`` of the project.
+    """The folder of the sets: `root`, else `LOSSBOOK_DATA`, else `data/` of the project.
 
-    A relative ``LOSSBOOK_DATA`` starts from the project, because each notebook runs in a folder of its own.
+    A relative `LOSSBOOK_DATA` starts from the project, because each notebook runs in a folder of its own.
     """
     if root:
         return Path(root).expanduser()
@@ -129,7 +129,7 @@ def spec(name: str) -> Spec:
 def load(name: str, root: str | os.PathLike | None = None) -> Dataset:
     """Load a set by name, downloading it first where its file is not there.
 
-    ``name`` is one of ``NAMES`` or ``TABLES``; ``root`` is explained in ``data_root``. ValueError for an unknown name;
+    `name` is one of `NAMES` or `TABLES`; `root` is explained in `data_root`. ValueError for an unknown name;
     DataError for a damaged file, and for a missing one that cannot be downloaded.
     """
     if spec(name).torchvision is None:
@@ -141,10 +141,10 @@ def load(name: str, root: str | os.PathLike | None = None) -> Dataset:
 
 
 @functools.lru_cache(maxsize=4)
-def load_with_statistics(name: str) -> tuple[Dataset, tuple[float, ...] | np.ndarray, tuple[float, ...] | np.ndarray]:
+def load_with_statistics(name: str) -> tuple[Dataset, Sequence[float] | numpy.ndarray, Sequence[float] | numpy.ndarray]:
     """A set, and mean and standard deviation of its training data, kept in memory.
 
-    Of images those of each channel, as in ``channel_statistics``; of a table those of each feature.
+    Of images those of each channel, as in `channel_statistics`; of a table those of each feature.
     """
     loaded = load(name)
     if name in TABLES:
@@ -152,25 +152,26 @@ def load_with_statistics(name: str) -> tuple[Dataset, tuple[float, ...] | np.nda
     return loaded, *channel_statistics(loaded.x_train)
 
 
-def _carried(name: str) -> dict[str, np.ndarray]:
+def _carried(name: str) -> dict[str, numpy.ndarray]:
     """A set that comes with scikit-learn: a table, or the digits, whose 17 grey levels are spread over 0 to 255."""
     import sklearn.datasets
     from sklearn.model_selection import train_test_split
 
     x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
-    x = np.rint(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8) if name == "digits" else x.astype(np.float32)
+    images = name == "digits"
+    x = numpy.rint(x.reshape(-1, 8, 8) * (255 / 16)).astype(numpy.uint8) if images else x.astype(numpy.float32)
     x_train, x_test, y_train, y_test = train_test_split(
-        x, y.astype(np.uint8), test_size=spec(name).test, stratify=y, random_state=0
+        x, y.astype(numpy.uint8), test_size=spec(name).test, stratify=y, random_state=0
     )
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
 
-def _fault(spec: Spec, arrays: dict[str, np.ndarray]) -> str | None:
+def _fault(spec: Spec, arrays: dict[str, numpy.ndarray]) -> str | None:
     """What is wrong with the arrays of a set, or None."""
     for part, count in (("train", spec.train), ("test", spec.test)):
         for key, shape in ((f"x_{part}", (count, *spec.image)), (f"y_{part}", (count,))):
             array = arrays[key]
-            if array.dtype != np.uint8:
+            if array.dtype != numpy.uint8:
                 return f"{key} has dtype {array.dtype}, expected uint8"
             if array.shape != shape:
                 return f"{key} has shape {array.shape}, expected {shape}"
@@ -179,10 +180,10 @@ def _fault(spec: Spec, arrays: dict[str, np.ndarray]) -> str | None:
     return None
 
 
-def _read(name: str, path: Path) -> dict[str, np.ndarray]:
+def _read(name: str, path: Path) -> dict[str, numpy.ndarray]:
     try:
-        # Opened here, because np.load given a path leaves the file open when it is no zip archive.
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+        # Opened here, because numpy.load given a path leaves the file open when it is no zip archive.
+        with open(path, "rb") as handle, numpy.load(handle, allow_pickle=False) as file:
             missing = [key for key in ARRAYS if key not in file]
             arrays = {} if missing else {key: file[key] for key in ARRAYS}
         fault = f"it lacks {', '.join(missing)}" if missing else _fault(SETS[name], arrays)
@@ -195,8 +196,8 @@ def _read(name: str, path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _download(name: str, path: Path) -> dict[str, np.ndarray]:
-    """Fetch a set through torchvision and write ``path`` atomically.
+def _download(name: str, path: Path) -> dict[str, numpy.ndarray]:
+    """Fetch a set through torchvision and write `path` atomically.
 
     torchvision checks the MD5 of every file before it opens it. That matters for CIFAR, whose archives hold
     pickles: none is read that is not, byte for byte, the published one. Our own file holds plain arrays.
@@ -212,13 +213,13 @@ def _download(name: str, path: Path) -> dict[str, np.ndarray]:
             arrays = {}
             for part in ("train", "test"):
                 images = fetch(temporary, train=part == "train", download=True)
-                arrays[f"x_{part}"] = np.ascontiguousarray(images.data)
-                arrays[f"y_{part}"] = np.asarray(images.targets, dtype=np.uint8)
+                arrays[f"x_{part}"] = numpy.ascontiguousarray(images.data)
+                arrays[f"y_{part}"] = numpy.asarray(images.targets, dtype=numpy.uint8)
             if fault := _fault(SETS[name], arrays):
                 raise DataError(f"the download of {name} is not what it should be: {fault}. Try again later.")
             partial = Path(temporary) / path.name
             with open(partial, "wb") as file:
-                np.savez_compressed(file, **arrays)
+                numpy.savez_compressed(file, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -231,10 +232,10 @@ def _download(name: str, path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def channels_first(x: np.ndarray) -> torch.Tensor:
+def channels_first(x: numpy.ndarray) -> torch.Tensor:
     """uint8 images NHW or NHWC as a uint8 tensor NCHW of its own memory, on the CPU."""
-    if not isinstance(x, np.ndarray) or x.dtype != np.uint8:
-        given = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+    if not isinstance(x, numpy.ndarray) or x.dtype != numpy.uint8:
+        given = x.dtype if isinstance(x, numpy.ndarray) else type(x).__name__
         raise ValueError(f"images must be a uint8 NumPy array, got {given}")
     if x.ndim == 3:
         x = x[..., None]
@@ -243,38 +244,38 @@ def channels_first(x: np.ndarray) -> torch.Tensor:
     return torch.tensor(x).permute(0, 3, 1, 2).contiguous()
 
 
-def to_tensor(x: np.ndarray) -> torch.Tensor:
+def to_tensor(x: numpy.ndarray) -> torch.Tensor:
     """uint8 images NHW or NHWC as a float32 tensor NCHW with values in [0, 1], on the CPU."""
     return channels_first(x).float().div_(255)
 
 
-def channel_statistics(x_train: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(x_train: numpy.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels of all images, in units of [0, 1].
 
     Both follow exactly from the histogram of the 256 values, so no floating-point copy is made:
-    mean = sum_v p_v v and var = sum_v p_v (v - mean)^2. Images as in ``to_tensor``.
+    mean = sum_v p_v v and var = sum_v p_v (v - mean)^2. Images as in `to_tensor`.
     """
-    if not isinstance(x_train, np.ndarray) or x_train.dtype != np.uint8 or x_train.ndim not in (3, 4):
+    if not isinstance(x_train, numpy.ndarray) or x_train.dtype != numpy.uint8 or x_train.ndim not in (3, 4):
         raise ValueError("channel statistics need a uint8 NumPy array (n, h, w) or (n, h, w, channels)")
     if not x_train.size:
         raise ValueError(f"channel statistics need at least one pixel, got shape {x_train.shape}")
     x = x_train if x_train.ndim == 4 else x_train[..., None]
-    value = np.arange(256) / 255
+    value = numpy.arange(256) / 255
     means, deviations = [], []
     for channel in range(x.shape[-1]):
         chunks = (x[start : start + CHUNK, ..., channel] for start in range(0, len(x), CHUNK))
-        share = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in chunks) / x[..., channel].size
+        share = sum(numpy.bincount(chunk.ravel(), minlength=256) for chunk in chunks) / x[..., channel].size
         mean = share @ value
         means.append(float(mean))
-        deviations.append(float(np.sqrt(share @ (value - mean) ** 2)))
+        deviations.append(float(numpy.sqrt(share @ (value - mean) ** 2)))
     return tuple(means), tuple(deviations)
 
 
-def standardise(images: np.ndarray | torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def standardise(images: numpy.ndarray | torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Images as float32 NCHW, with the mean of each channel subtracted and divided by its deviation.
 
-    ``images`` is uint8 NHW or NHWC, or already a float tensor NCHW in [0, 1] (images with noise, say). ``mean`` and
-    ``std`` are those of the training images, as ``channel_statistics`` gives them.
+    `images` is uint8 NHW or NHWC, or already a float tensor NCHW in [0, 1] (images with noise, say). `mean` and
+    `std` are those of the training images, as `channel_statistics` gives them.
     """
     x = images if isinstance(images, torch.Tensor) else to_tensor(images)
     if x.ndim != 4 or not x.is_floating_point():

@@ -7,7 +7,7 @@ flip exclude the true class? which classes does asymmetric noise touch?) are par
 
 import math
 
-import numpy as np
+import numpy
 import torch
 
 from lossbook.checks import check_name, check_range, check_whole
@@ -50,19 +50,19 @@ ASYMMETRIC_MAPS = {
 
 
 def transition_matrix(kind: str, rate: float, num_classes: int, dataset: str | None = None) -> torch.Tensor:
-    """The matrix T[y, z] = P(noisy label z | true label y), float64, ``(num_classes, num_classes)``.
+    """The matrix T[y, z] = P(noisy label z | true label y), float64, `(num_classes, num_classes)`.
 
-    ``kind``, with the share of labels that change where the classes are balanced:
+    `kind`, with the share of labels that change where the classes are balanced:
 
-    - ``none``: T = I, whatever the rate; 0.
-    - ``symmetric``: to one of the *other* K-1 classes, all alike; ``rate``.
-    - ``uniform``: drawn anew from *all* K classes, the true one among them; ``rate`` (1 - 1/K).
-    - ``pair``: to the next class, circularly; ``rate``.
-    - ``ring``: to the class before or after, circularly, half each; ``rate``.
-    - ``asymmetric``: along ``ASYMMETRIC_MAPS[dataset]``; ``rate`` times the share of classes in the map,
+    - `none`: T = I, whatever the rate; 0.
+    - `symmetric`: to one of the *other* K-1 classes, all alike; `rate`.
+    - `uniform`: drawn anew from *all* K classes, the true one among them; `rate` (1 - 1/K).
+    - `pair`: to the next class, circularly; `rate`.
+    - `ring`: to the class before or after, circularly, half each; `rate`.
+    - `asymmetric`: along `ASYMMETRIC_MAPS[dataset]`; `rate` times the share of classes in the map,
       which is one half for the sets of ten classes and one for CIFAR-100.
 
-    ``rate`` lies in [0, 1]; ``num_classes`` is at least 2; ``dataset`` is read by ``asymmetric`` alone.
+    `rate` lies in [0, 1]; `num_classes` is at least 2; `dataset` is read by `asymmetric` alone.
     ValueError otherwise, and for a set that has no standard asymmetric map.
     """
     check_name("label noise", kind, LABEL_KINDS)
@@ -98,17 +98,17 @@ def _asymmetric_targets(num_classes: int, dataset: str | None) -> list[int]:
 
 
 def flip_labels(
-    labels: torch.Tensor | np.ndarray,
+    labels: torch.Tensor | numpy.ndarray,
     kind: str,
     rate: float,
     num_classes: int,
     generator: torch.Generator,
     dataset: str | None = None,
 ) -> torch.Tensor:
-    """Draw a noisy label for each label, independently, from its row of ``transition_matrix``.
+    """Draw a noisy label for each label, independently, from its row of `transition_matrix`.
 
-    ``labels`` are integers ``(n,)`` from 0 to ``num_classes`` - 1; returns a new tensor, int64 ``(n,)``, on
-    their device. All randomness comes from ``generator``: the same seed gives the same noise, whatever was
+    `labels` are integers `(n,)` from 0 to `num_classes` - 1; returns a new tensor, int64 `(n,)`, on
+    their device. All randomness comes from `generator`: the same seed gives the same noise, whatever was
     drawn elsewhere. The draws are independent, so the realised rate scatters about the given one.
     """
     matrix = transition_matrix(kind, rate, num_classes, dataset)
@@ -119,7 +119,7 @@ def flip_labels(
     return torch.multinomial(rows, 1, generator=generator).squeeze(1).to(labels.device)
 
 
-def _labels(labels: torch.Tensor | np.ndarray, num_classes: int) -> torch.Tensor:
+def _labels(labels: torch.Tensor | numpy.ndarray, num_classes: int) -> torch.Tensor:
     """Checked labels as a new int64 tensor."""
     labels = labels.clone() if isinstance(labels, torch.Tensor) else torch.tensor(labels)
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -135,16 +135,16 @@ def _labels(labels: torch.Tensor | np.ndarray, num_classes: int) -> torch.Tensor
 def corrupt_images(images: torch.Tensor, kind: str, level: float, generator: torch.Generator | None) -> torch.Tensor:
     """Images with noise: a new tensor of the same shape, dtype and device, values in [0, 1].
 
-    ``images`` are float NCHW in [0, 1]. ``kind``, with the meaning of ``level``:
+    `images` are float NCHW in [0, 1]. `kind`, with the meaning of `level`:
 
-    - ``none``: unchanged, whatever the level.
-    - ``gaussian``: independent normal noise on each value, ``level`` its standard deviation in units of the
+    - `none`: unchanged, whatever the level.
+    - `gaussian`: independent normal noise on each value, `level` its standard deviation in units of the
       full intensity range, then clipped to [0, 1]; clipping makes the realised deviation smaller.
-    - ``salt_pepper``: each pixel, all its channels together, is set to 0 or to 1, each with probability
-      ``level`` / 2; level in [0, 1].
-    - ``blur``: Gaussian of standard deviation ``level`` pixels, truncated at ceil(3 ``level``) pixels. The
+    - `salt_pepper`: each pixel, all its channels together, is set to 0 or to 1, each with probability
+      `level` / 2; level in [0, 1].
+    - `blur`: Gaussian of standard deviation `level` pixels, truncated at ceil(3 `level`) pixels. The
       borders are reflected, so it is also truncated at one pixel less than the shorter side: on 8x8 images
-      this bites above level 7/3. No randomness: ``generator`` may be None.
+      this bites above level 7/3. No randomness: `generator` may be None.
     """
     check_name("image noise", kind, IMAGE_KINDS)
     check_range(f"level of image noise, {kind}", level, LEVELS[kind])
