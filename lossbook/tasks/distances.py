@@ -96,7 +96,7 @@ class Distances(Task):
     loss             one of `DISTANCES`
     learning_rate    of the classifier
     damage           "none", "gaussian" or "blur", as in `noise.corrupt_images`, or "missing"
-    level            of the damage; for "missing" the number of classes left out, which the seed draws
+    level            of the damage, 0 without; for "missing" the number of classes left out, which the seed draws
     images           of each set; where classes are missing, others fill their place
     classifier_size  training images of the classifier
     epochs           passes over them
