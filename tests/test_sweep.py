@@ -234,7 +234,8 @@ def elsewhere(out, workers=1, epochs=(3,)):
     """A sweep in a process of its own, with its folder of rows, once the first is there."""
     plans = [f"sweep.plan('noisy_labels', **{MANY | {'epochs': n}!r}, out=sys.argv[1])" for n in epochs]
     code = (
-        "import sys, pathlib; from lossbook import results, sweep\n"
+        "import sys, pathlib, signal; from lossbook import results, sweep\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which what a shell began with & would ignore
         "results.PUBLISHED = pathlib.Path(sys.argv[1]) / 'none'\n"
         f"sweep.run_all([{', '.join(plans)}], workers={workers})"
     )
