@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     kept = ". Rows written before are kept; the same command goes on from them" if given.command == "run" else ""
     try:
         done = run_command[given.command](given)
-        sys.stdout.flush()
+        if sys.stdout:  # a daemon may have closed it
+            sys.stdout.flush()
         return done
     except KeyboardInterrupt:
         print(f"lossbook: interrupted{kept}", file=sys.stderr)
@@ -177,7 +178,7 @@ def _bench(given) -> int:
 
 def _figures(given) -> int:
     os.environ.setdefault("MPLBACKEND", "agg")  # files, and no window
-    from lossbook import figures
+    from lossbook import figures, sweep
     from lossbook.checks import check_name
 
     known = {Path(notebook).stem: notebook for notebook in figures.notebooks()}
@@ -187,8 +188,9 @@ def _figures(given) -> int:
     chosen = [known[name] for name in names]
     if not chosen:
         raise ValueError(f"no notebook under {figures.FOLDER.parent} draws figures; run this inside the project")
-    workers = min(len(chosen), os.cpu_count() or 1)  # drawing takes one core, and pyplot one thread a process
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    workers = min(len(chosen), sweep.cores())  # drawing takes one core, and pyplot one thread a process
+    context, environment = multiprocessing.get_context("spawn"), dict(os.environ)
+    with ProcessPoolExecutor(workers, context, sweep.begin_worker, (environment,)) as pool:
         for notebook, _ in zip(chosen, pool.map(figures.redraw, chosen), strict=True):
             print(notebook, flush=True)
     return 0

@@ -110,10 +110,14 @@ def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ())
     made_by  the notebook that draws it, its path from the root of the project
     sources  result tables it is drawn from, their paths from the root; their hashes are recorded
     """
-    FOLDER.mkdir(exist_ok=True)
-    figure.savefig(FOLDER / f"{name}.png", metadata={"Software": None})
+
+    def write(suffix: str, content) -> None:
+        results.write_atomically(FOLDER / f"{name}.{suffix}", content)  # committed files, and a kill may come between
+
+    write("png", lambda path: figure.savefig(path, format="png", metadata={"Software": None}))
     figure.set_layout_engine("none")  # laid out once: the same in both files and in the notebook, and sooner done
-    figure.savefig(FOLDER / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    undated = {"CreationDate": None, "Creator": None, "Producer": None}
+    write("pdf", lambda path: figure.savefig(path, format="pdf", metadata=undated))
     record = {
         "figure": name,
         "made_by": made_by,
@@ -121,7 +125,7 @@ def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ())
         "matplotlib": matplotlib.__version__,
         "seaborn": seaborn.__version__,
     }
-    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write("json", lambda path: path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8"))
 
 
 def close(figure: Figure) -> Figure:

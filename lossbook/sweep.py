@@ -14,6 +14,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -520,15 +521,19 @@ def parse_noise(text: str) -> tuple[str, float]:
 def settings(experiment: str, names: dict[str, object], variant: str = "", **always: Sequence[str]) -> Plan:
     """The plan of a notebook, from its `globals()`: a name that is no parameter is refused; papermill only warns.
 
+    Names that came after a first call are the notebook's own, which a second run of its cells finds there.
+
     always  what the notebook cannot do without, by parameter: put before what a list names
     """
     hidden = {"In", "Out", "exit", "quit", "get_ipython", "open"}
+    first = names.setdefault("_names_at_first", frozenset(names))
     given = {
         key: value
         for key, value in names.items()
         if not key.startswith("_") and key not in hidden and not callable(value) and not isinstance(value, ModuleType)
     }
     allowed = ("profile", "dataset", "model", *changes_of(experiment), "out")
+    given = {key: value for key, value in given.items() if key in first or key in allowed}
     for key in given:
         check_name(f"parameter of {experiment}", key, allowed)
     for key, entries in always.items():
@@ -704,12 +709,12 @@ def _run(plan: Plan, configs: Iterable[Config], workers: int | None, deadline: f
         for row in rows:
             results.write_row(row, plan.experiment, plan.out)
         now, done = time.monotonic(), done + len(rows)
-        if sys.stdout.isatty() and (now - told > 1 or done == len(waiting)):
+        if sys.stdout and sys.stdout.isatty() and (now - told > 1 or done == len(waiting)):
             told, left = now, (now - begin) / done * (len(waiting) - done)
             state = f"{what} {done}/{len(waiting)} {rows[-1]['dataset']} {rows[-1]['loss']}"
-            print(
-                f"\r{state}, {left / 60:.1f} min left".ljust(90), end="\n" if done == len(waiting) else "", flush=True
-            )
+            width = shutil.get_terminal_size().columns - 1  # a line that is full would begin another
+            line = f"{state}, {left / 60:.1f} min left"[:width].ljust(width)
+            print(f"\r{line}", end="\n" if done == len(waiting) else "", flush=True)
 
 
 def stacks(configs: Iterable[Config], workers: int | None = None, device: str | None = None) -> list[list[Config]]:
@@ -755,7 +760,7 @@ def _workers(workers: int | None) -> int:
         return workers
     if default_device().type != "cpu":
         return 1
-    return count_of_environment("LOSSBOOK_WORKERS") or max(1, (os.cpu_count() or 1) // threads())
+    return count_of_environment("LOSSBOOK_WORKERS") or max(1, cores() // threads())
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -767,7 +772,12 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _begin(environment: dict[str, str]) -> None:
+def cores() -> int:
+    """How many processors this process may use, which a batch system may keep below what the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def begin_worker(environment: dict[str, str]) -> None:
     """What a worker does first: take the environment of its sweep, and end as soon as the process of that is gone.
 
     A fork has the environment of the first sweep, and this may be another. A sweep may be killed, and its workers
@@ -793,7 +803,7 @@ def trained(
     ahead = 0 if fits else 2  # without a deadline two more than there are workers: none waits for this process
     waiting, going, failed = iter(stacks), set(), None
     others = multiprocessing.active_children()
-    with concurrent.futures.ProcessPoolExecutor(workers, _context(), _begin, (dict(os.environ),)) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, _context(), begin_worker, (dict(os.environ),)) as pool:
         try:
             while True:
                 while len(going) < workers + ahead and (stack := next(waiting, None)):

@@ -440,6 +440,8 @@ def test_what_a_notebook_cannot_do_without_is_put_before_what_is_named():
     plan = sweep.settings("noisy_labels", given, losses=["cross_entropy", "brier"], noise=["none 0"])
     assert list(dict.fromkeys(config.loss for config in plan.grid)) == ["cross_entropy", "brier", "fourier"]
     assert {config.noise_kind for config in plan.grid} == {"none", "pair"}
+    again = given | {"kind": "ring", "plan": plan}  # what the cells after it have made, when they are run again
+    assert sweep.settings("noisy_labels", again, losses=["brier"]).grid
     assert sweep.settings("noisy_labels", dict(profile="smoke"), losses=["gce"]) == sweep.plan("noisy_labels", "smoke")
     with pytest.raises(ValueError, match="losses='brier'"):
         sweep.settings("noisy_labels", dict(losses="brier"), losses=["gce"])
@@ -514,7 +516,7 @@ def test_a_process_has_the_environment_of_its_own_sweep(monkeypatch):
     """Also where another sweep of this program has started the process that it is a fork of."""
     for value in ("one", "two"):
         monkeypatch.setenv("LOSSBOOK_OF_A_TEST", value)
-        with ProcessPoolExecutor(1, sweep._context(), sweep._begin, (dict(os.environ),)) as pool:
+        with ProcessPoolExecutor(1, sweep._context(), sweep.begin_worker, (dict(os.environ),)) as pool:
             assert pool.submit(os.getenv, "LOSSBOOK_OF_A_TEST").result(timeout=60) == value
 
 

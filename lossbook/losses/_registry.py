@@ -102,6 +102,8 @@ def register(*, ranges: dict[str, str] | None = None, **properties) -> Callable:
                 raise
             return values if reduces else reduced(values, reduction)
 
+        # torch.compile counts compilations by code, and stops after eight: each loss has its own
+        loss.__code__ = loss.__code__.replace(co_name=name)
         flags = [("" if properties[flag] else "not ") + flag for flag in FLAGS]
         loss.__doc__ = (
             f"{inspect.getdoc(function)}\n\nAt its defaults: {', '.join(flags)}. Source: {properties['source']}.\n"

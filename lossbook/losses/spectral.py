@@ -240,8 +240,8 @@ def _kernel() -> ModuleType | None:
 def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key) -> Tensor:
     """The loss of logits (B, C) through the matrix `quadratic_form(C, *key)`, of class indices or distributions."""
     few, soft, compiling = classes < 16, target.is_floating_point(), torch.compiler.is_compiling()
-    # Of nothing there is no mean, and transforms need operations that have every rule.
-    plain = not logits.shape[0] or transformed()
+    # Of nothing there is no mean, and transforms and exports need operations that have every rule.
+    plain = not logits.shape[0] or transformed() or torch.compiler.is_exporting()
     # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
     # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
     first = few and logits.is_cpu and not compiling
