@@ -526,14 +526,13 @@ def settings(experiment: str, names: dict[str, object], variant: str = "", **alw
     always  what the notebook cannot do without, by parameter: put before what a list names
     """
     hidden = {"In", "Out", "exit", "quit", "get_ipython", "open"}
-    first = names.setdefault("_names_at_first", frozenset(names))
+    allowed = ("profile", "dataset", "model", *changes_of(experiment), "out")
+    judged = names.setdefault("_names_at_first", frozenset(names)).union(allowed) - hidden
     given = {
         key: value
         for key, value in names.items()
-        if not key.startswith("_") and key not in hidden and not callable(value) and not isinstance(value, ModuleType)
+        if key in judged and not key.startswith("_") and not callable(value) and not isinstance(value, ModuleType)
     }
-    allowed = ("profile", "dataset", "model", *changes_of(experiment), "out")
-    given = {key: value for key, value in given.items() if key in first or key in allowed}
     for key in given:
         check_name(f"parameter of {experiment}", key, allowed)
     for key, entries in always.items():
