@@ -10,11 +10,8 @@ from __future__ import annotations
 import functools
 import io
 import math
-import os
-import shutil
 import statistics
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +29,7 @@ from torch.utils.benchmark import Timer
 from lossbook import data, losses, models, results, sweep, training
 from lossbook.checks import check_name
 from lossbook.losses import spectral
+from lossbook.losses._kernel_cpu import compiler
 from lossbook.losses._registry import distribution
 
 FUSED = "torch.nn.functional.cross_entropy"
@@ -60,11 +58,6 @@ def timed(sides: dict[str, Callable[[], object]], quick: bool = False) -> dict[s
             if turn < count:
                 seconds[name].append(timers[name].timeit(calls[name]).mean)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def compiler() -> str | None:
-    """The C++ compiler that torch.compile would call, or None where there is none."""
-    return shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
 
 
 FIRST = ("what", "against", "same_number", "dataset", "size", "pixels", "classes", "batch", "direction", "mode")

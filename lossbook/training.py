@@ -734,7 +734,7 @@ def _captured(
 
 @functools.cache
 def _sources() -> str:
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    files = sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".cpp"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossbook import losses
-from lossbook.losses import fourier, fourier_distance, spectral
+from lossbook.losses import _kernel_cpu, fourier, fourier_distance, spectral
 
 SYMBOLS = spectral.SYMBOLS
 quick = settings(deadline=None, max_examples=25)
@@ -486,28 +488,34 @@ def test_weights_are_refused_where_the_loss_would_be_infinite():
         losses.create("fourier(s=100, symbol='sin')", 12)
 
 
-KERNEL = """
-import torch
-from lossbook.losses import _kernel, spectral
+def check_kernel(both):
+    """Value and gradient of a kernel are those of the formula, with and without a share."""
+    random = torch.Generator().manual_seed(0)
+    for classes in (2, 3, 10, 16, 17, 32, 33, 100, 128):
+        hessian = torch.from_numpy(2 * spectral.quadratic_form(classes)).float()
+        for batch in (0, 1, 7, 300):
+            logits = 5 * torch.randn(batch, classes, generator=random)
+            labels = torch.randint(classes, (batch,), generator=random)
+            if batch:
+                logits[0, 0] = 1e4
+            found = both(logits, labels, hessian)
+            z = logits.double().requires_grad_()
+            value = spectral._OfLabels.apply(z, labels, hessian.double(), "none", None)
+            expected = value.detach(), torch.autograd.grad(value.sum(), z)[0]
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-6)
+            assert (found[0] >= 0).all()
+            for one, whole in zip(both(logits, labels, hessian, 0.25), found, strict=True):
+                torch.testing.assert_close(one, whole / 4)
 
-random = torch.Generator().manual_seed(0)
-for classes in (2, 3, 10, 16, 17, 32, 33, 100, 128):
-    hessian = torch.from_numpy(2 * spectral.quadratic_form(classes, 1.0, "wrap", "order", 0, 0)).float()
-    for batch in (0, 1, 7, 300):
-        logits = 5 * torch.randn(batch, classes, generator=random)
-        labels = torch.randint(classes, (batch,), generator=random)
-        if batch:
-            logits[0, 0] = 1e4
-        found = _kernel.both(logits, labels, hessian)
-        z = logits.double().requires_grad_()
-        value = spectral._OfLabels.apply(z, labels, hessian.double(), "none", None)
-        expected = value.detach(), torch.autograd.grad(value.sum(), z)[0]
-        for one, other in zip(found, expected):
-            torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-6)
-        assert (found[0] >= 0).all()
-        for one, whole in zip(_kernel.both(logits, labels, hessian, 0.25), found):
-            torch.testing.assert_close(one, whole / 4)
-value, gradient = _kernel.both(logits[:3], torch.tensor([-1, 5, classes]), hessian)
+
+ON_A_GPU = """
+import torch
+from lossbook.losses import _kernel_gpu
+from test_fourier import check_kernel
+
+check_kernel(_kernel_gpu.both)
+value, gradient = _kernel_gpu.both(torch.randn(3, 128), torch.tensor([-1, 5, 128]), torch.eye(128))
 assert value.isnan().tolist() == [True, False, True] == gradient.isnan().any(1).tolist()
 """
 
@@ -516,8 +524,84 @@ def test_the_kernel_of_a_gpu_is_the_formula():
     """In Triton's interpreter, which needs no GPU; labels that are no class come out as NaN."""
     pytest.importorskip("triton", reason="no Triton on this platform")
     there = dict(os.environ, TRITON_INTERPRET="1")
-    done = subprocess.run([sys.executable, "-c", KERNEL], env=there, capture_output=True, text=True)
+    command = [sys.executable, "-c", ON_A_GPU]
+    done = subprocess.run(command, env=there, cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+needs_compiler = pytest.mark.skipif(not _kernel_cpu.compiler(), reason="no C++ compiler found")
+WIDEST, VECTORS = torch.backends.cpu.get_cpu_capability(), list(_kernel_cpu.VECTORS)  # from narrow to wide
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A folder without a compiled kernel in it, and none in this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(_kernel_cpu, "_compiled", functools.cache(_kernel_cpu._compiled.__wrapped__))
+    return tmp_path
+
+
+@needs_compiler
+@pytest.mark.parametrize("vectors", ["none", *VECTORS[: VECTORS.index(WIDEST) + 1 if WIDEST in VECTORS else 0]])
+def test_the_kernel_of_a_cpu_is_the_formula(vectors, cache, monkeypatch):
+    """With the vectors of this processor, and with the narrower ones that it has too."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    check_kernel(_kernel_cpu.both)
+    assert [path.suffix for path in (cache / "lossbook").iterdir()] == [".so"]
+    for label in (-1, 10):
+        with pytest.raises(IndexError):
+            _kernel_cpu.both(torch.zeros(20, 10), torch.full((20,), label), torch.eye(10))
+
+
+@needs_compiler
+def test_the_kernel_of_a_cpu_takes_any_logits(cache):
+    """Of a class that cannot be, p is 0; where p does not exist, nor do value and gradient, of that example alone."""
+    hessian, labels = torch.from_numpy(2 * spectral.quadratic_form(7)).float(), torch.tensor([0, 1, 2])
+    for entry, place in itertools.product([math.nan, math.inf, -math.inf, -200.0, -1e30], [0, 1, 6]):
+        logits = torch.linspace(-1, 1, 21).view(3, 7).contiguous()
+        logits[1, place] = entry
+        z = logits.double().requires_grad_()
+        expected = spectral._OfLabels.apply(z, labels, hessian.double(), "none", None)
+        slope = torch.autograd.grad(expected.sum(), z)[0]
+        for one, other in zip(_kernel_cpu.both(logits, labels, hessian), (expected, slope), strict=True):
+            torch.testing.assert_close(one.double(), other.detach(), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("without", ["compiler", "cache"])
+def test_without_its_kernel_the_loss_is_the_same(without, cache, monkeypatch):
+    logits, labels = torch.linspace(-2, 2, 60).view(6, 10).requires_grad_(), torch.arange(6)
+
+    def both():
+        value = losses.fourier(logits, labels, reduction="mean")
+        return value.detach(), torch.autograd.grad(value, logits)[0]
+
+    there = both()
+    if without == "compiler":
+        monkeypatch.setenv("CXX", "no-such-compiler")
+    else:
+        (cache / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "file"))
+    _kernel_cpu._compiled.cache_clear()
+    assert spectral._kernel_for(logits, labels) is None
+    torch.testing.assert_close(both(), there)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace warns
+def test_the_kernel_of_a_cpu_is_for_plain_tensors_alone(cache):
+    logits, labels = torch.zeros(4, 10), torch.arange(4)
+    assert spectral._kernel_for(logits, labels) is _kernel_cpu
+    assert spectral._kernel_for(torch.nn.Parameter(logits), labels) is _kernel_cpu
+    assert spectral._kernel_for(logits.double(), labels) is None
+    assert spectral._kernel_for(torch.zeros(4, 129), labels) is None
+    assert spectral._kernel_for(logits, labels.to("meta")) is None
+    with FakeTensorMode(allow_non_fake_inputs=True):  # which has no memory to read
+        made = torch.zeros(4, 10), torch.arange(4)
+        assert losses.fourier(*made).shape == (4,)
+    assert spectral._kernel_for(*made) is None
+    traced = torch.jit.trace(losses.fourier, (logits, labels))
+    other = torch.linspace(-1, 1, 40).view(4, 10)
+    torch.testing.assert_close(traced(other, labels), losses.fourier(other, labels))
 
 
 def test_a_loss_of_many_classes_is_never_below_zero():

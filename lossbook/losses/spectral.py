@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn._reduction import get_enum
 
 from lossbook.checks import check_name, check_range, check_whole
+from lossbook.losses import _kernel_cpu
 from lossbook.losses._registry import check_tensors, distribution, reduced, register, transformed, wide
 
 SYMBOLS = ("wrap", "sin", "raw")
@@ -178,8 +179,9 @@ def _by_fft(u: Tensor, shape: tuple[int, ...], s: float, symbol: str) -> Tensor:
 class _OfLabels(torch.autograd.Function):
     """The loss of logits (B, C) at class indices (B,), with its gradient in the logits at the price of one product.
 
-    Autograd by itself multiplies by Q (C, C), most of the cost at a hundred classes, once forward and once backward.
-    Every step reuses the memory of an earlier one, so that all of it stays in a core's cache.
+    A kernel does all of it where there is one for the tensors. Autograd by itself would multiply by Q (C, C), most of
+    the cost at a hundred classes, once forward and once backward. Without a kernel every step reuses the memory of an
+    earlier one, so that all of it stays in a core's cache.
     """
 
     @staticmethod
@@ -222,19 +224,21 @@ class _OfLabels(torch.autograd.Function):
         return slope * torch._softmax_backward_data(in_p, p, -1, p.dtype), None, None, None, None
 
 
-def _kernel_for(logits: Tensor) -> ModuleType | None:
-    """The module with one kernel for all of it, where it takes these logits on a GPU."""
-    if logits.dtype != torch.float32 or torch.compiler.is_compiling():
+def _kernel_for(logits: Tensor, labels: Tensor) -> ModuleType | None:
+    """The module with one kernel for all of it, where it takes these."""
+    if logits.is_cpu:
+        return _kernel_cpu if _kernel_cpu.takes(logits, labels) else None
+    if not logits.is_cuda or logits.dtype != torch.float32:
         return None
     if logits.device.index != torch.cuda.current_device():  # the one that Triton starts its kernels on
         return None
-    kernel = _kernel()
+    kernel = _kernel_gpu()
     return kernel if kernel and logits.shape[-1] <= kernel.MOST_CLASSES else None
 
 
 @functools.cache
-def _kernel() -> ModuleType | None:
-    return importlib.import_module("lossbook.losses._kernel") if importlib.util.find_spec("triton") else None
+def _kernel_gpu() -> ModuleType | None:
+    return importlib.import_module("lossbook.losses._kernel_gpu") if importlib.util.find_spec("triton") else None
 
 
 def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key) -> Tensor:
@@ -242,11 +246,11 @@ def _by_form(logits: Tensor, target: Tensor, reduction: str, classes: int, *key)
     few, soft, compiling = classes < 16, target.is_floating_point(), torch.compiler.is_compiling()
     # Of nothing there is no mean, and transforms and exports need operations that have every rule.
     plain = not logits.shape[0] or transformed() or torch.compiler.is_exporting()
-    # Along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes number by number. Along
-    # the batch it is vectorised, nine times faster at ten classes, so there the classes come first.
+    # Without a kernel, along a row shorter than a vector register, 16 numbers with AVX-512, softmax on a CPU goes
+    # number by number. Along the batch it is vectorised, nine times faster at ten classes: there classes come first.
     first = few and logits.is_cpu and not compiling
-    if not (soft or first or plain):
-        kernel = _kernel_for(logits) if logits.is_cuda else None
+    if not (soft or plain):
+        kernel = None if compiling else _kernel_for(logits, target)
         if kernel or not few or compiling:
             hessian = _hessian(logits.dtype, logits.device, classes, *key)
             return _OfLabels.apply(logits, target, hessian, reduction, kernel)
