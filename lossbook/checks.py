@@ -7,6 +7,7 @@ import numbers
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy
 
@@ -47,12 +48,25 @@ def check_whole(what: str, value: object, interval: str) -> int:
     return int(value)
 
 
-def count_of_environment(name: str) -> int | None:
+def count_of_environment(name: str, most: int = sys.maxsize) -> int | None:
     """The whole number from 1 that an environment variable holds; None where it is not set. ValueError for another."""
     value = os.environ.get(name) or None
-    if value is not None and not (value.isdecimal() and int(value) > 0):
-        raise ValueError(f"{name}={value!r} was given; allowed: a whole number from 1")
+    if value is not None and not (value.isdecimal() and 0 < int(value) <= most):
+        upwards = "" if most == sys.maxsize else f" to {most}"
+        raise ValueError(f"{name}={value!r} was given; allowed: a whole number from 1{upwards}")
     return value and int(value)
+
+
+def check_path(what: str, path: str | os.PathLike) -> Path:
+    """The path, ~ and ~user written out; ValueError where there is no such user, or it cannot be printed or stored."""
+    try:
+        found = Path(path).expanduser()
+        str(found).encode()
+    except (RuntimeError, UnicodeEncodeError) as error:
+        raise ValueError(
+            f"{what}={str(path)!r} was given; allowed: a path in UTF-8, of a user there is ({error})"
+        ) from error
+    return found
 
 
 def check_fields(given: object, names: Mapping[str, Iterable[str]], intervals: Mapping[str, str]) -> None:

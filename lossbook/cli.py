@@ -11,7 +11,6 @@ import shlex
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from lossbook import __version__
@@ -161,10 +160,10 @@ def _run(given) -> int:
 
 def _publish(given) -> int:
     from lossbook import results, sweep
-    from lossbook.checks import check_name
+    from lossbook.checks import check_name, check_path
 
     check_name("experiment", given.experiment, sweep.experiments())
-    path = results.publish(given.experiment, given.dataset, Path(given.out).expanduser() if given.out else None)
+    path = results.publish(given.experiment, given.dataset, check_path("--out", given.out) if given.out else None)
     print(f"{path.relative_to(results.PROJECT)}: {len(results.published(given.experiment))} rows")
     return 0
 
@@ -189,8 +188,7 @@ def _figures(given) -> int:
     if not chosen:
         raise ValueError(f"no notebook under {figures.FOLDER.parent} draws figures; run this inside the project")
     workers = min(len(chosen), sweep.cores())  # drawing takes one core, and pyplot one thread a process
-    context, environment = multiprocessing.get_context("spawn"), dict(os.environ)
-    with ProcessPoolExecutor(workers, context, sweep.begin_worker, (environment,)) as pool:
+    with sweep.processes(workers, multiprocessing.get_context("spawn")) as pool:
         for notebook, _ in zip(chosen, pool.map(figures.redraw, chosen), strict=True):
             print(notebook, flush=True)
     return 0

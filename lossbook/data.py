@@ -17,7 +17,7 @@ import numpy
 import torch
 
 from lossbook import PROJECT
-from lossbook.checks import check_name
+from lossbook.checks import check_name, check_path
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 CHUNK = 4096  # images worked on at a time, which bounds the memory of temporaries
@@ -111,8 +111,8 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
     A relative `LOSSBOOK_DATA` starts from the project, because each notebook runs in a folder of its own.
     """
     if root:
-        return Path(root).expanduser()
-    return PROJECT / Path(os.environ.get("LOSSBOOK_DATA") or "data").expanduser()
+        return check_path("root", root)
+    return PROJECT / check_path("LOSSBOOK_DATA", os.environ.get("LOSSBOOK_DATA") or "data")
 
 
 def is_there(name: str) -> bool:

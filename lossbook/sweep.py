@@ -8,6 +8,7 @@ every result a row; a row that is there is not run again.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import importlib
 import itertools
@@ -15,12 +16,13 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +33,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lossbook import data, losses, models, results, tasks
-from lossbook.checks import check_name, check_range, check_whole, count_of_environment
+from lossbook.checks import check_name, check_path, check_range, check_whole, count_of_environment
 from lossbook.tasks import TUNING_SEED
 from lossbook.training import Config, canonical_loss, default_device, provenance, threads, train_together
 
@@ -397,7 +399,7 @@ def plan(
         raise ValueError(f"seeds holds {TUNING_SEED}; allowed: any other, for that one chooses the learning rates")
     # what is named twice, in one spelling or two, is one run
     tuning, grid = (tuple(dict.fromkeys(part)) for part in (tuning, grid))
-    return Plan(experiment, tuning, grid, Path(out).expanduser() if out else None, variant)
+    return Plan(experiment, tuning, grid, check_path("out", out) if out else None, variant)
 
 
 def _default(experiment: str) -> tuple[str, str]:
@@ -776,14 +778,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def begin_worker(environment: dict[str, str]) -> None:
+@contextlib.contextmanager
+def processes(count: int, context: multiprocessing.context.BaseContext) -> Iterator[concurrent.futures.Executor]:
+    """A pool whose processes have this one's environment and end with it, also where it is interrupted or killed."""
+    others = multiprocessing.active_children()
+    with concurrent.futures.ProcessPoolExecutor(count, context, _begin_worker, (dict(os.environ),)) as pool:
+        try:
+            yield pool
+        except BaseException:  # interrupted, or a row cannot be written: what is under way would be lost all the same
+            for process in set(multiprocessing.active_children()) - set(others):
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(environment: dict[str, str]) -> None:
     """What a worker does first: take the environment of its sweep, and end as soon as the process of that is gone.
 
     A fork has the environment of the first sweep, and this may be another. A sweep may be killed, and its workers
-    would go on.
+    would go on. Of an interruption, which a terminal sends to all, the sweep hears, and ends them.
     """
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -801,31 +819,24 @@ def trained(
         return
     ahead = 0 if fits else 2  # without a deadline two more than there are workers: none waits for this process
     waiting, going, failed = iter(stacks), set(), None
-    others = multiprocessing.active_children()
-    with concurrent.futures.ProcessPoolExecutor(workers, _context(), begin_worker, (dict(os.environ),)) as pool:
-        try:
-            while True:
-                while len(going) < workers + ahead and (stack := next(waiting, None)):
-                    if not fits or fits(stack):
-                        going.add(pool.submit(_carry_out, stack))
-                if not going:
-                    break
-                done, going = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    if error := future.exception():
-                        if isinstance(error, BrokenProcessPool):
-                            error = ChildProcessError(
-                                "a process of the sweep was killed, perhaps for want of memory; rows that are written "
-                                "stay, the same command goes on: give it fewer --workers"
-                            )
-                        failed, waiting = failed or error, iter(())
-                    else:
-                        yield future.result()
-        except BaseException:  # interrupted, or a row cannot be written: what is under way would be lost all the same
-            for process in set(multiprocessing.active_children()) - set(others):
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with processes(workers, _context()) as pool:
+        while True:
+            while len(going) < workers + ahead and (stack := next(waiting, None)):
+                if not fits or fits(stack):
+                    going.add(pool.submit(_carry_out, stack))
+            if not going:
+                break
+            done, going = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                if error := future.exception():
+                    if isinstance(error, BrokenProcessPool):
+                        error = ChildProcessError(
+                            "a process of the sweep was killed, perhaps for want of memory; rows that are written "
+                            "stay, the same command goes on: give it fewer --workers. Or it did not start, as in a "
+                            "script that calls this outside of `if __name__ == '__main__'`"
+                        )
+                    failed, waiting = failed or error, iter(())
+                else:
+                    yield future.result()
     if failed:
         raise failed

@@ -162,6 +162,8 @@ def test_no_time_left_begins_nothing(capsys, tmp_path):
         ([*ONE_RUN, "--workers", "-1"], "workers=-1"),
         ([*ONE_RUN, "--workers", "0"], "workers=0"),
         ([*ONE_RUN, "--minutes", "0"], "--minutes 0"),
+        ([*ONE_RUN, "--out", "~no-such-user/rows"], "'~no-such-user/rows'"),
+        ([*ONE_RUN, "--out", "rows\udcff"], "a path in UTF-8"),
         (["run", "noisy_images", "--noise", "gaussian 1e40"], "[0, 1000]"),
         (["run", "noisy_images", "--noise", "blur 1e308"], "[0, 1000]"),
         (["run", "noisy_labels", "--dataset", "iris"], "sets of images"),

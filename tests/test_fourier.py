@@ -432,7 +432,8 @@ def test_distance_is_the_root_of_the_loss_and_refuses_other_shapes():
     assert fourier_distance(torch.from_numpy(p), torch.from_numpy(q)).item() ** 2 == pytest.approx(loss(p, q))
     three = torch.ones(3)
     for x, y, dims in (
-        (three, torch.ones(4), 1), (three, three, 2), (three, three, 0), (three, three, 1.0), (three, three.numpy(), 1)
+        (three, torch.ones(4), 1), (three, three, 2), (three, three, 0), (three, three, 1.0), (three, three.numpy(), 1),
+        (three, 1j * three, 1)
     ):  # fmt: skip
         with pytest.raises(ValueError, match="allowed"):
             fourier_distance(x, y, dims=dims)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -516,7 +515,7 @@ def test_a_process_has_the_environment_of_its_own_sweep(monkeypatch):
     """Also where another sweep of this program has started the process that it is a fork of."""
     for value in ("one", "two"):
         monkeypatch.setenv("LOSSBOOK_OF_A_TEST", value)
-        with ProcessPoolExecutor(1, sweep._context(), sweep.begin_worker, (dict(os.environ),)) as pool:
+        with sweep.processes(1, sweep._context()) as pool:
             assert pool.submit(os.getenv, "LOSSBOOK_OF_A_TEST").result(timeout=60) == value
 
 
@@ -530,6 +529,15 @@ class Killed:
 def test_a_killed_process_is_told_in_words(tmp_path):
     with pytest.raises(OSError, match="fewer --workers"):
         list(sweep.trained([[Killed()], [Killed()]], 2))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal there tells processes otherwise")
+def test_an_interruption_is_heard_by_the_sweep_alone():
+    """A terminal sends it to all its processes."""
+    with sweep.processes(1, sweep._context()) as pool:
+        worker = pool.submit(os.getpid).result(timeout=60)
+        os.kill(worker, signal.SIGINT)
+        assert pool.submit(os.getpid).result(timeout=60) == worker
 
 
 def test_expected_cost_is_measured_where_rows_are_there(tmp_path):

@@ -376,7 +376,7 @@ def test_threads_of_a_long_run(monkeypatch):
         monkeypatch.setenv("LOSSBOOK_THREADS", value)
         assert train(Config(**SMALL), "cpu")["device"].endswith(f", {says}")
     assert seen == [2, 1] and torch.get_num_threads() == before
-    for wrong in ("0", "two", "-1", "1.5"):
+    for wrong in ("0", "two", "-1", "1.5", "100000"):
         monkeypatch.setenv("LOSSBOOK_THREADS", wrong)
         with pytest.raises(ValueError, match=f"LOSSBOOK_THREADS={wrong!r} was given; allowed: a whole number from 1"):
             train(Config(**SMALL), "cpu")

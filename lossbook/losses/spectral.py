@@ -361,6 +361,8 @@ def fourier_distance(x: Tensor, y: Tensor, *, s: float = 1.0, symbol: str = "wra
     returns (*batch). Where x = y it has a kink; the gradient there is zero, as that of its square.
     """
     check_tensors("fourier_distance", x, y)
+    if x.is_complex() or y.is_complex():
+        raise ValueError(f"fourier_distance: {x.dtype} and {y.dtype} were given; allowed: real numbers")
     dims = check_whole("fourier_distance: dims", dims, "[1, inf)")
     if x.shape != y.shape or x.ndim < dims:
         raise ValueError(
