@@ -225,6 +225,22 @@ def test_verdict_pod_is_behind_on_every_set(dataset):
     assert (numpy.diff(norm) > 0).all() and direction[-1] > 1.1 * direction.min()
 
 
+def test_verdict_another_network_on_fashion_mnist():
+    """In a small CNN POD is behind by its delta; the squared cosine is level, and the center loss ahead a little."""
+    rows = sweep.published("pod").query("dataset == 'fashion_mnist' and model == 'cnn_small'")
+    to_entropy, to_cosine = less(rows, CE), less(rows, FIXED)
+    for table in (to_entropy, to_cosine):
+        assert table.loc["pod", "high"] < -2.5 and table.loc["pod", "p_holm"] < 0.05
+    assert (to_entropy.loc[[FIXED, "pod(delta='zero')", "am_softmax", "pedcc", "sphereface"], "p_holm"] > 0.05).all()
+    assert to_entropy.loc["pod(delta='norm')", "high"] < -5.5
+    assert to_cosine.loc["squared_cosine(centroids='learned')", "high"] < -10
+    assert to_entropy.loc["fixed_etf", "high"] < -0.5 and to_entropy.loc["fixed_etf", "p_holm"] < 0.05
+    ahead = to_entropy[(to_entropy["difference"] > 0) & (to_entropy["p_holm"] < 0.05)]
+    assert list(ahead.index) == ["center"] and ahead["high"].item() < 0.7 and ahead["p_holm"].item() > 0.04
+    norm, direction = (mean_curve(rows, "pod", name) for name in ("mean_norm", "within_class_direction"))
+    assert (numpy.diff(norm) > 0).all() and direction[-1] > 1.1 * direction.min()
+
+
 def test_verdict_another_network_on_mnist():
     """In a small CNN POD is nearly a point behind, by its delta; the squared cosine is level, and learned vectors fail.
 
