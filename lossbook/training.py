@@ -407,7 +407,7 @@ def arithmetic(mode: str, device: torch.device):
 
 def threads() -> int:
     """Threads of a run on the CPU: LOSSBOOK_THREADS, else one."""
-    return count_of_environment("LOSSBOOK_THREADS", most=1024) or 1  # torch ends the process at some thousands
+    return count_of_environment("LOSSBOOK_THREADS", most=1024) or 1  # at 100000 torch ended the process
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 // The Fourier loss of class indices on a CPU, value and gradient in one pass over the batch. As many examples as a
 // vector register has numbers go side by side, an example a lane, so that every step is full whatever the classes are.
+// _kernel_cpu.py compiles it, and says what MOST_CLASSES is.
 
 #include <algorithm>
 #include <cstdint>
@@ -11,7 +12,6 @@ constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
 #endif
-constexpr int64_t MOST_CLASSES = 128;  // as in _kernel_cpu.py
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));

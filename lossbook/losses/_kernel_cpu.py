@@ -35,7 +35,8 @@ def compiler() -> str | None:
 def _compiled() -> Callable[..., int] | None:
     """The function of the source, which is compiled unless it has been; None where that fails."""
     source, command = Path(__file__).with_suffix(".cpp"), compiler()
-    flags = ["-O3", "-shared", "-fPIC", *VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])]
+    flags = ["-O3", "-shared", "-fPIC", f"-DMOST_CLASSES={MOST_CLASSES}"]
+    flags += VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])
     key = hashlib.sha256(source.read_bytes() + repr((platform.machine(), command, flags)).encode()).hexdigest()[:16]
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lossbook"
