@@ -115,9 +115,12 @@ def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ())
         results.write_atomically(FOLDER / f"{name}.{suffix}", content)  # committed files, and a kill may come between
 
     write("png", lambda path: figure.savefig(path, format="png", metadata={"Software": None}))
-    figure.set_layout_engine("none")  # laid out once: the same in both files and in the notebook, and sooner done
     undated = {"CreationDate": None, "Creator": None, "Producer": None}
-    write("pdf", lambda path: figure.savefig(path, format="pdf", metadata=undated))
+    # Laid out once: the same in both files and in the notebook, and sooner done. Layout "none" would be an engine too,
+    # one that does nothing, and with any engine each file is drawn twice.
+    with matplotlib.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
+        write("pdf", lambda path: figure.savefig(path, format="pdf", metadata=undated))
     record = {
         "figure": name,
         "made_by": made_by,

@@ -33,7 +33,8 @@ PRELOAD = (
     "lossbook.losses",
     "matplotlib.backends.backend_pdf",
     "sklearn.datasets",
-    "sympy",
+    "sklearn.metrics",
+    "sympy.physics.units",  # which the first simplification imports
     "torch",
     "torch._dynamo",
 )

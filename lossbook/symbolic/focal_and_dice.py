@@ -14,7 +14,7 @@ from lossbook.symbolic.likelihood_of_losses import sigmoid
 
 p, q, f, alpha = sympy.symbols("p q f alpha", positive=True)
 gamma = Symbol("gamma", nonnegative=True)
-N, eta = sympy.symbols("N eta", positive=True)
+N = Symbol("N", positive=True)
 TP, FP, FN = sympy.symbols("TP FP FN", positive=True)
 
 
@@ -62,9 +62,9 @@ def calibration_of_class() -> Expr:
     The other classes have the rest in equal parts, of the share and of the prediction.
     """
     of_class = softmax_focal([p], 0)
-    expected = eta * of_class + (1 - eta) * of_class.subs(p, (1 - p) / (N - 1))
-    (share,) = sympy.solve(sympy.diff(expected, p), eta)
-    return share
+    of_others = of_class.subs(p, (1 - p) / (N - 1))
+    down, up = sympy.diff(of_others, p), -sympy.diff(of_class, p)
+    return down / (up + down)
 
 
 def dice(
