@@ -114,12 +114,16 @@ def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ())
     def write(suffix: str, content) -> None:
         results.write_atomically(FOLDER / f"{name}.{suffix}", content)  # committed files, and a kill may come between
 
-    write("png", lambda path: figure.savefig(path, format="png", metadata={"Software": None}))
-    undated = {"CreationDate": None, "Creator": None, "Producer": None}
-    # Laid out once: the same in both files and in the notebook, and sooner done. Layout "none" would be an engine too,
-    # one that does nothing, and with any engine each file is drawn twice.
+    # Laid out once, at the resolution of the PNG: the same in both files and in the notebook, and sooner done. With a
+    # layout engine, also with one that does nothing, every file would be drawn twice.
     with matplotlib.rc_context({"figure.constrained_layout.use": False}):
-        figure.set_layout_engine(None)
+        if engine := figure.get_layout_engine():
+            dpi, figure.dpi = figure.dpi, matplotlib.rcParams["savefig.dpi"]
+            engine.execute(figure)
+            figure.dpi = dpi
+            figure.set_layout_engine(None)
+        undated = {"CreationDate": None, "Creator": None, "Producer": None}
+        write("png", lambda path: figure.savefig(path, format="png", metadata={"Software": None}))
         write("pdf", lambda path: figure.savefig(path, format="pdf", metadata=undated))
     record = {
         "figure": name,
@@ -138,9 +142,13 @@ def close(figure: Figure) -> Figure:
 
 
 def notebooks() -> list[str]:
-    """Notebooks that draw figures of committed tables, by their path from the root of the project."""
-    paths = sorted(path.relative_to(results.PROJECT).as_posix() for path in results.PROJECT.glob("notebooks/*/*.ipynb"))
-    return [notebook for notebook in paths if _drawing(notebook)]
+    """Notebooks that draw figures of committed tables, by their path from the root of the project.
+
+    The largest come first: they have most to draw, and begun last they would keep all others waiting.
+    """
+    paths = sorted(results.PROJECT.glob("notebooks/*/*.ipynb"), key=lambda path: (-path.stat().st_size, path))
+    names = [path.relative_to(results.PROJECT).as_posix() for path in paths]
+    return [notebook for notebook in names if _drawing(notebook)]
 
 
 def redraw(notebook: str) -> None:

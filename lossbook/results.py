@@ -129,14 +129,14 @@ def paired_differences(
     keys = [*by, "seed"]
     reference = rows.loc[rows["loss"] == baseline, [*keys, value]].rename(columns={value: "reference"})
     paired = rows[rows["loss"] != baseline].merge(reference, on=keys, validate="many_to_one")
-    paired["difference"] = paired[value] - paired["reference"]
-    table = []
-    for setting, group in paired.groupby([*by, "loss"], sort=False):
-        values = group["difference"][numpy.isfinite(group["difference"])]  # of a run that diverged it may be no number
-        mean, half, n = interval(values)
-        p = stats.ttest_1samp(values, 0).pvalue if n > 1 and values.std(ddof=1) > 1e-6 else numpy.nan
-        table.append([*setting, mean, half, n, p])
-    frame = pandas.DataFrame(table, columns=[*by, "loss", "difference", "half_width", "n", "p"])
+    difference = paired[value] - paired["reference"]  # of a run that diverged it may be no number
+    paired["difference"] = difference.where(numpy.isfinite(difference))
+    grouped = paired.groupby([*by, "loss"], sort=False)["difference"]
+    frame = grouped.agg(difference="mean", error="sem", n="count").reset_index()
+    error, freedom = frame.pop("error"), frame["n"] - 1
+    frame.insert(len(by) + 2, "half_width", stats.t.ppf(0.975, freedom) * error)
+    frame["p"] = 2 * stats.t.sf((frame["difference"] / error).abs(), freedom)
+    frame.loc[error * numpy.sqrt(frame["n"]) <= 1e-6, "p"] = numpy.nan
     frame["p_holm"] = frame.groupby(by, sort=False)["p"].transform(holm) if by else holm(frame["p"])
     return frame
 
