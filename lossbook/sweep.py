@@ -765,8 +765,12 @@ def _workers(workers: int | None) -> int:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """How processes are started: on Linux as forks of one that has imported all this, elsewhere each by itself."""
-    if sys.platform != "linux":
+    """How processes are started: on Linux as forks of one that has imported all this, elsewhere each by itself.
+
+    Also where the path of the temporary folder is long: the forks are asked for over a socket in it, with a path of its
+    own of at most 107 characters.
+    """
+    if sys.platform != "linux" or len(os.fsencode(tempfile.gettempdir())) > 70:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from pathlib import Path
 
 from jupyter_client.provisioning import LocalProvisioner
 
@@ -121,7 +120,8 @@ def _answer(connection: socket.socket, server: socket.socket) -> int:
 def serve(command: list[str]) -> int:
     """Run the command with kernels that are forks of this process; return its exit status."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
-        path = str(Path(folder, "kernels"))
+        # by the number of the folder: a socket's path has at most 107 characters, and that of the folder may have more
+        path = f"/proc/{os.getpid()}/fd/{os.open(folder, os.O_PATH)}/kernels"
         server.bind(path)
         server.listen()
         server.settimeout(0.1)

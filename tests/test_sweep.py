@@ -519,6 +519,13 @@ def test_a_process_has_the_environment_of_its_own_sweep(monkeypatch):
             assert pool.submit(os.getenv, "LOSSBOOK_OF_A_TEST").result(timeout=60) == value
 
 
+def test_the_path_of_the_temporary_folder_may_be_long(tmp_path):
+    (long := tmp_path / ("long" * 25)).mkdir()
+    program = "from lossbook import sweep as s\nwith s.processes(1, s._context()) as pool: pool.submit(abs, 1).result()"
+    environment = os.environ | {"TMPDIR": str(long)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=120).returncode == 0
+
+
 class Killed:
     """A process that reads it from its pipe ends, as one does that the system kills."""
 

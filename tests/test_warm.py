@@ -28,7 +28,8 @@ def papermill(folder, *cells):
 
 
 def test_a_kernel_is_a_fork_with_its_own_environment_folder_and_figures(tmp_path):
-    environment = os.environ | {"SEEN": "yes"}
+    (long := tmp_path / ("long" * 25)).mkdir()  # longer than a socket's path may be
+    environment = os.environ | {"SEEN": "yes", "TMPDIR": str(long)}
     environment.pop("MPLBACKEND", None)  # a kernel chooses the inline back end itself, unless this is in its way
     process = subprocess.Popen(papermill(tmp_path, FIRST_CELL, LAST_CELL), env=environment, stderr=subprocess.PIPE)
     log = process.communicate(timeout=120)[1].decode()
