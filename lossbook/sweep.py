@@ -15,6 +15,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import sys
@@ -822,25 +823,26 @@ def trained(
         yield from map(_carry_out, filter(fits, stacks) if fits else stacks)
         return
     ahead = 0 if fits else 2  # without a deadline two more than there are workers: none waits for this process
-    waiting, going, failed = iter(stacks), set(), None
+    # By a queue: concurrent.futures.wait, interrupted while it takes its locks, keeps them, and the pool never ends.
+    waiting, going, ended, failed = iter(stacks), 0, queue.SimpleQueue(), None
     with processes(workers, _context()) as pool:
         while True:
-            while len(going) < workers + ahead and (stack := next(waiting, None)):
+            while going < workers + ahead and (stack := next(waiting, None)):
                 if not fits or fits(stack):
-                    going.add(pool.submit(_carry_out, stack))
+                    pool.submit(_carry_out, stack).add_done_callback(ended.put)
+                    going += 1
             if not going:
                 break
-            done, going = concurrent.futures.wait(going, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                if error := future.exception():
-                    if isinstance(error, BrokenProcessPool):
-                        error = ChildProcessError(
-                            "a process of the sweep was killed, perhaps for want of memory; rows that are written "
-                            "stay, the same command goes on: give it fewer --workers. Or it did not start, as in a "
-                            "script that calls this outside of `if __name__ == '__main__'`"
-                        )
-                    failed, waiting = failed or error, iter(())
-                else:
-                    yield future.result()
+            future, going = ended.get(), going - 1
+            if error := future.exception():
+                if isinstance(error, BrokenProcessPool):
+                    error = ChildProcessError(
+                        "a process of the sweep was killed, perhaps for want of memory; rows that are written stay, "
+                        "the same command goes on: give it fewer --workers. Or it did not start, as in a script that "
+                        "calls this outside of `if __name__ == '__main__'`"
+                    )
+                failed, waiting = failed or error, iter(())
+            else:
+                yield future.result()
     if failed:
         raise failed
