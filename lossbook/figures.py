@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import matplotlib
@@ -220,6 +221,12 @@ def runs_text(rows: pandas.DataFrame) -> str:
     return f"Last of {epochs} epochs. Points are means, bars 95 % t-intervals over n = {n} seeds."
 
 
+def _shown(rows: pandas.DataFrame, usual: Iterable[str] = ()) -> list[str]:
+    """The losses of the rows to draw: the usual ones, in their order, and those that somebody named who wants them."""
+    there, known = rows["loss"].unique(), {*usual}.union(*GROUPS)
+    return [loss for loss in usual if loss in there] + [loss for loss in there if loss not in known]
+
+
 def _with_intervals(axis, x, groups, loss: str) -> None:
     """A line of percentages: the means of groups of shares, with their intervals."""
     summary = [results.interval(values) for values in groups]
@@ -241,8 +248,9 @@ def accuracy_by_rate(rows: pandas.DataFrame) -> Figure:
     """Test accuracy against the rate of symmetric noise: a column a data set and network, a row a group of losses."""
     rows = rows[rows["noise_kind"].isin(["symmetric", "none"])]
     settings = list(rows.groupby(["dataset", "model"], sort=False))
-    groups = [[loss for loss in group if (rows["loss"] == loss).any()] for group in GROUPS]
-    groups = [group for group in groups if len(group) > 2] or groups[:1]
+    baselines = ["cross_entropy", "brier"]
+    groups = [[loss for loss in group if loss in set(rows["loss"])] for group in (*GROUPS, baselines + _shown(rows))]
+    groups = [group for group in groups if not set(group) <= set(baselines)] or groups[:1]
     figure, axes = plt.subplots(
         len(groups), len(settings), figsize=(1.6 + 2.6 * len(settings), 0.6 + 2.3 * len(groups)), squeeze=False
     )
@@ -271,17 +279,17 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
         caption(figure := plt.figure(figsize=(6.5, 0.5)), f"No run with {100 * rate:.0f} % {kind} label noise ended.")
         return figure
     settings = list(rows.groupby(["dataset", "model"], sort=False))
-    shown = ("cross_entropy", "brier", "fourier", "fourier(placement='permuted')", "fourier(s=2)", "mae", "gce")
-    shown = [loss for loss in shown if (rows["loss"] == loss).any()]
+    usual = ("cross_entropy", "brier", "fourier", "fourier(placement='permuted')", "fourier(s=2)", "mae", "gce")
+    named = {}
     figure, axes = plt.subplots(2, len(settings), figsize=(1.8 + 2.5 * len(settings), 4.4), squeeze=False, sharex="col")
     for (names, here), column in zip(settings, axes.T, strict=True):
-        for loss in shown:
+        for loss in (shown := _shown(here, usual)):
             for axis, curve in zip(column, ("test_accuracy_curve", "memorised_curve"), strict=True):
                 curves = 100 * numpy.stack(here.loc[here["loss"] == loss, curve])
                 drawn, mean = look(loss), curves.mean(0)
                 half = numpy.array([results.interval(epoch)[1] for epoch in curves.T])
                 epochs = numpy.arange(1, len(mean) + 1)
-                axis.plot(epochs, mean, color=drawn.colour, linestyle=drawn.line, label=drawn.label)
+                (named[drawn.label],) = axis.plot(epochs, mean, color=drawn.colour, linestyle=drawn.line)
                 axis.fill_between(epochs, mean - half, mean + half, color=drawn.colour, alpha=0.15, linewidth=0)
         curves = [numpy.stack(here.loc[here["loss"] == loss, "test_accuracy_curve"]).mean(0) for loss in shown]
         lowest = min(curve[len(curve) // 5 :].min() for curve in curves)  # the first fifth may start below the frame
@@ -291,7 +299,7 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
         column[-1].set_xlabel("epoch")
     axes[0, 0].set_ylabel("test accuracy (%)")
     axes[1, 0].set_ylabel("wrong labels\nmemorised (%)")
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[0, -1].legend(named.values(), named, loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Lines are means, bands").split(". ", 1)[1]
     caption(
         figure,
@@ -311,7 +319,7 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
     if "setting" not in rows:
         rows = rows.assign(setting=setting_names(rows))
     table = results.paired_differences(rows, baseline, ["dataset", "model", "setting"])
-    order = [loss for loss in losses or LOOKS if loss != baseline and (table["loss"] == loss).any()]
+    order = [loss for loss in losses or _shown(table, LOOKS) if (table["loss"] == loss).any()]
     sources = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
     limit = min(100, max(30, 200 * table["difference"].abs().max()))
     settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"], kind="stable")["setting"]))
@@ -381,7 +389,7 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
     settings = list(rows.groupby(["dataset", "model"], sort=False))
     kinds = list(dict.fromkeys(name.split()[0] for name in rows["panel_noise"].iloc[0]))
     units = {"gaussian": "standard deviation", "salt_pepper": "share of pixels", "blur": "standard deviation (pixels)"}
-    shown = [loss for loss in LOOKS if (rows["loss"] == loss).any()]
+    shown = _shown(rows, LOOKS)
     figure, axes = plt.subplots(
         len(settings),
         len(kinds),

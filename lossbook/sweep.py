@@ -833,7 +833,10 @@ def trained(
                     going += 1
             if not going:
                 break
-            future, going = ended.get(), going - 1
+            try:  # an interruption may come to another thread; it is heard where this one wakes
+                future, going = ended.get(timeout=1), going - 1
+            except queue.Empty:
+                continue
             if error := future.exception():
                 if isinstance(error, BrokenProcessPool):
                     error = ChildProcessError(

@@ -235,13 +235,17 @@ def test_an_operation_in_place_writes_over_no_features():
             self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
 
         def forward(self, x):
-            return self.second(nn.functional.relu(self.first(x), inplace=True))
+            x = self.first(x)
+            nn.functional.relu(x, inplace=True)
+            return self.second(x)
 
     torch.manual_seed(0)
     x, y, layers = *(z.float() for z in images()), InPlace()
     alone = PerceptualLoss(layers, ["first"], **RGB)
     beside = PerceptualLoss(layers, ["first"], ["second"], style_weight=0.0, **RGB)
-    assert alone.features(x)["first"].min() < 0
+    first, second = beside.features(x).values()
+    assert first.min() < 0 and torch.equal(alone.features(x)["first"], first)
+    torch.testing.assert_close(second, layers.second(first.relu()), rtol=0, atol=0)
     torch.testing.assert_close(beside(x, y), alone(x, y), rtol=0, atol=0)
 
 
@@ -269,6 +273,15 @@ def test_terms_refuse_features_that_do_not_go_together():
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PerceptualLoss(network(), **(RGB | arguments))
+
+
+def test_a_network_whose_steps_depend_on_its_images_is_refused():
+    class Switching(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if x.mean() > 0 else -x)
+
+    with pytest.raises(ValueError, match="Switching was given, whose steps depend on its input"):
+        PerceptualLoss(Switching(nn.Conv2d(3, 4, 3)), ["0"], **RGB)
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def test_verdict_what_drops_the_norm_is_behind_on_cifar10():
 
 
 def test_verdict_norms_run_ahead_of_directions(fashion):
-    """Under POD norms grow tenfold; directions and angles between classes draw in, then out again, as accuracy falls.
+    """Under POD norms grow elevenfold; directions and angles between classes draw in, then out; accuracy falls.
 
     The squared cosine, on the same images, goes the same way all along. All mean curves over seeds.
     """

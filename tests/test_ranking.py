@@ -456,6 +456,7 @@ def test_profiles_give_every_loss_the_same_runs():
             for loss in experiment.LOSSES
         }
         assert len(set(map(frozenset, settings_of.values()))) == 1 and len(grid) == len(set(grid))
+        assert {one.share for one in experiment.runs(profile, "cifar100", "cnn_small").grid} == {0.01}  # all there are
 
 
 @pytest.mark.parametrize(
@@ -463,6 +464,7 @@ def test_profiles_give_every_loss_the_same_runs():
     [
         ({"loss": "ndcg_hing"}, "ndcg_hinge"),
         ({"share": 0.2}, "share"),
+        ({"share": 0.02, "dataset": "cifar100", "model": "cnn_small"}, r"share=0.02 was given; .* \(0, 0.01\]"),
         ({"dataset": "digit"}, "digits"),
         ({"model": "mpl"}, "mlp"),
         ({"model": "airbench"}, "airbench"),

@@ -250,6 +250,23 @@ def test_memorisation_draws_both_curves():
     plt.close(figure)
 
 
+def test_figures_show_a_loss_that_somebody_named():
+    """In grey under its own name; and a loss that is missing on one set is missing there alone."""
+    rows = rows_of({"cross_entropy": 0.9, "fourier(s=3)": 0.8}, noise_kind="symmetric", noise_rate=0.4).assign(
+        test_accuracy_curve=[[0.5, 0.6]] * 6, memorised_curve=[[0.1, 0.2]] * 6, panel_noise=[["blur 1"]] * 6,
+        panel_accuracy=[[0.7]] * 6,
+    )  # fmt: skip
+    rows = pandas.concat([rows, rows[rows["loss"] == "cross_entropy"].assign(dataset="cifar10")])
+    for draw in (figures.accuracy_by_rate, figures.memorisation, figures.accuracy_by_image_noise):
+        figure = draw(rows)
+        legend = next(axis.get_legend() for axis in figure.axes if axis.get_legend())
+        assert [text.get_text() for text in legend.get_texts()] == ["cross-entropy", "fourier(s=3)"]
+        plt.close(figure)
+    figure = figures.differences(rows, "cross_entropy")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["fourier(s=3)"]
+    plt.close(figure)
+
+
 def test_accuracy_by_image_noise_puts_each_level_in_its_place():
     names = ["gaussian 0.1", "gaussian 0.3"]
     rows = rows_of({"cross_entropy": 0.9, "brier": 0.8}).assign(

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -545,6 +546,27 @@ def test_an_interruption_is_heard_by_the_sweep_alone():
         worker = pool.submit(os.getpid).result(timeout=60)
         os.kill(worker, signal.SIGINT)
         assert pool.submit(os.getpid).result(timeout=60) == worker
+
+
+class Slow:
+    """A process that reads it from its pipe is busy for ten minutes."""
+
+    def __reduce__(self):
+        return time.sleep, (600,)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal there goes to no thread of its own")
+def test_an_interruption_that_comes_to_another_thread_is_heard(tmp_path):
+    """The system may hand it to any: the sweep does not sleep until the next run ends."""
+    rows = sweep.trained([small(tmp_path).grid[:1], [Slow()]], 2)
+    assert len(next(rows)) == 1
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(rows)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_expected_cost_is_measured_where_rows_are_there(tmp_path):

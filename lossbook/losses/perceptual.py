@@ -59,16 +59,23 @@ def _up_to(network: nn.Module, layers: Sequence[str]) -> fx.GraphModule:
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in network.parameters()):
         network.float()
-    traced = fx.symbolic_trace(network)
+    try:
+        traced = fx.symbolic_trace(network)
+    except fx.proxy.TraceError as error:
+        raise ValueError(
+            f"PerceptualLoss: {type(network).__name__} was given, whose steps depend on its input ({error}); "
+            "allowed: a network that takes the same steps for all images"
+        ) from error
     calls = {node.target: node for node in traced.graph.nodes if node.op == "call_module"}
     for layer in layers:
         check_name("layer", layer, calls)
-    traced.graph.erase_node(next(node for node in traced.graph.nodes if node.op == "output"))
+    steps = list(traced.graph.nodes)
+    for step in reversed(steps[1 + max(steps.index(calls[layer]) for layer in layers) :]):
+        traced.graph.erase_node(step)
     for layer in layers:  # kept apart: what comes after may write over them in place
         with traced.graph.inserting_after(calls[layer]):
             calls[layer] = traced.graph.call_method("clone", (calls[layer],))
     traced.graph.output(tuple(calls[layer] for layer in layers))
-    traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced

@@ -9,9 +9,10 @@ precision on validation images. These and the test set are not thinned.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,8 @@ class Ranking(Task):
 
     loss           one of `LOSSES`
     learning_rate  the lowest of those tried, which are `factors` times this; each falls to zero along a cosine
-    share          of the rare class among the training images, in (0, 0.1]
+    share          of the rare class among the training images, in (0, 0.1] and at most 1/C of C classes, for which
+                   there are images
     epochs         passes over the thinned training images
     batch_size     images a step, drawn without regard to their class; the last, smaller batch of an epoch is dropped
     """
@@ -56,11 +58,8 @@ class Ranking(Task):
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(
-            self,
-            dict(dataset=data.NAMES, loss=LOSSES),
-            dict(share="(0, 0.1]", epochs="[1, inf)", batch_size="[2, inf)"),
-        )
+        check_fields(self, dict(dataset=data.NAMES, loss=LOSSES), dict(epochs="[1, inf)", batch_size="[2, inf)"))
+        check_range("share", self.share, f"(0, {_largest_share(self.dataset)}]")
         check_network(self.model, self.dataset)
         if not isinstance(self.factors, list | tuple) or not self.factors:
             raise ValueError(f"factors={self.factors!r} was given; allowed: a list of numbers, one at least")
@@ -128,6 +127,11 @@ class Ranking(Task):
         return network
 
 
+def _largest_share(dataset: str) -> float:
+    """Of a class among the training images: a tenth, or all of its images where there are fewer."""
+    return min(0.1, 1 / len(data.SETS[dataset].classes))
+
+
 @functools.lru_cache(maxsize=2)
 def _tensors(name: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images, standardised, and labels; test images and labels. Kept on the device between runs."""
@@ -164,5 +168,7 @@ def runs(profile: str, dataset: str, model: str) -> Runs:
             recipe = dict(factors=RATES[::2], epochs=8, batch_size=256)
     elif dataset == "cifar10":  # what a CPU carries
         shares, seeds, recipe = (0.01,), range(5), dict(epochs=4)
-    first = [Ranking(dataset=dataset, model=model, loss=loss, **recipe) for loss in LOSSES]
-    return Runs(tuple(replace(task, share=share, seed=seed) for seed in seeds for share in shares for task in first))
+    shares = dict.fromkeys(min(share, _largest_share(dataset)) for share in shares)
+    recipe |= dict(dataset=dataset, model=model)
+    cells = itertools.product(seeds, shares, LOSSES)
+    return Runs(tuple(Ranking(loss=loss, share=share, seed=seed, **recipe) for seed, share, loss in cells))
