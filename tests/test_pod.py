@@ -187,22 +187,35 @@ def test_decorrelation_is_nearly_as_large_as_its_bound():
     assert value.item() == pytest.approx(bound * (1 - 1 / dim))
 
 
+def gradient_of_the_decorrelation(seed, pull, ratio, lines):
+    """Over that of the distance, D = 256, B = 200, at a weight of 1: features are pulled to their centroids, with noise
+    in so many directions; delta is so much of their mean norm."""
+    random = torch.Generator().manual_seed(seed)
+    a, y = hypersphere.simplex_centroids(10, 256, seed), torch.randint(10, (200,), generator=random)
+    shapes = ((200, lines), (lines, 256))
+    noise = torch.matmul(*(torch.randn(*shape, generator=random, dtype=torch.float64) for shape in shapes))
+    z = (pull * a[y] + F.normalize(noise)).requires_grad_()
+    distance = hypersphere.norm_adaptive_cosine(z, y, a, delta=ratio * z.norm(dim=1).mean().item()).mean()
+    of_distance, of_decorrelation = (
+        torch.autograd.grad(value, z)[0].norm() for value in (distance, hypersphere.decorrelation(z, y, a))
+    )
+    return of_decorrelation / of_distance
+
+
 @settings(deadline=None, max_examples=30)
 @given(seed=seeds, pull=st.floats(0, 10), ratio=st.floats(0, 1))
 def test_gradient_of_the_decorrelation_is_small(seed, pull, ratio):
-    """In D = 256, B = 200, at a weight of 1: at most a fiftieth of the other's if all noise is along one line, two
-    thousandths if it is in all directions; delta is up to the mean norm."""
-    random = torch.Generator().manual_seed(seed)
-    a, y = hypersphere.simplex_centroids(10, 256, seed), torch.randint(10, (200,), generator=random)
-    for lines, most in ((1, 1 / 50), (256, 2 / 1000)):
-        shapes = ((200, lines), (lines, 256))
-        noise = torch.matmul(*(torch.randn(*shape, generator=random, dtype=torch.float64) for shape in shapes))
-        z = (pull * a[y] + F.normalize(noise)).requires_grad_()
-        distance = hypersphere.norm_adaptive_cosine(z, y, a, delta=ratio * z.norm(dim=1).mean().item()).mean()
-        of_distance, of_decorrelation = (
-            torch.autograd.grad(value, z)[0].norm() for value in (distance, hypersphere.decorrelation(z, y, a))
-        )
-        assert of_decorrelation < most * of_distance
+    """At most a fiftieth if all noise is along one line, two thousandths if it is in all directions."""
+    assert gradient_of_the_decorrelation(seed, pull, ratio, 1) < 1 / 50
+    assert gradient_of_the_decorrelation(seed, pull, ratio, 256) < 2 / 1000
+
+
+@settings(deadline=None, max_examples=5)
+@given(seed=seeds)
+def test_gradient_of_the_decorrelation_has_no_bound_at_the_opposite_of_a_centroid(seed):
+    """Where that of the distance ends, at delta = 0."""
+    ratios = [gradient_of_the_decorrelation(seed, pull, 0, 256) for pull in (-10, -100, -1000)]
+    assert ratios[0] < ratios[1] / 2 < ratios[2] / 4 and ratios[2] > 1 / 20
 
 
 def test_decorrelation_of_collapsed_features_is_zero():

@@ -49,10 +49,11 @@ def mae(logits: Tensor, target: Tensor) -> Tensor:
     source="Epstein 1969; arXiv 1611.05916",
 )
 def rps(logits: Tensor, target: Tensor) -> Tensor:
-    """Σ_j (P_j - Y_j)², with P, Y the cumulative sums of p, y: ranked probability score, EMD² on a line
+    """Σ_j (P_j - Y_j)², with P, Y the cumulative sums of p, y: ranked probability score
 
     logits (*batch, C); target indices (*batch) or distributions (*batch, C). Returns (*batch), range [0, C - 1].
     Gradient in z: p * (g - p·g) with g_k = 2 Σ_{j>=k} (P_j - Y_j). Strictly proper; takes the classes as ordered.
+    arXiv 1611.05916 calls it the squared earth mover's distance; it is not the square of that, Σ_j |P_j - Y_j|.
     """
     error = torch.softmax(logits, -1) - distribution(target, logits)
     # On a GPU a triangular product: cumsum has no deterministic CUDA kernel in every supported torch. What is compiled

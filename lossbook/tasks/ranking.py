@@ -129,7 +129,7 @@ class Ranking(Task):
 
 def _largest_share(dataset: str) -> float:
     """Of a class among the training images: a tenth, or all of its images where there are fewer."""
-    return min(0.1, 1 / len(data.SETS[dataset].classes))
+    return min(0.1, 1 / len(data.spec(dataset).classes))
 
 
 @functools.lru_cache(maxsize=2)
