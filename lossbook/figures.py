@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from lossbook import results
 
 FOLDER = results.PROJECT / "figures"
+RESOLUTION = 200  # of a PNG, in dots per inch
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def style() -> None:
             "figure.figsize": (6.5, 3.2),
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
-            "savefig.dpi": 200,
+            "savefig.dpi": RESOLUTION,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.titlesize": 9,
@@ -119,12 +120,12 @@ def save(figure: Figure, name: str, made_by: str, sources: tuple[str, ...] = ())
     # layout engine, also with one that does nothing, every file would be drawn twice.
     with matplotlib.rc_context({"figure.constrained_layout.use": False}):
         if engine := figure.get_layout_engine():
-            dpi, figure.dpi = figure.dpi, matplotlib.rcParams["savefig.dpi"]
+            dpi, figure.dpi = figure.dpi, RESOLUTION
             engine.execute(figure)
             figure.dpi = dpi
             figure.set_layout_engine(None)
         undated = {"CreationDate": None, "Creator": None, "Producer": None}
-        write("png", lambda path: figure.savefig(path, format="png", metadata={"Software": None}))
+        write("png", lambda path: figure.savefig(path, format="png", dpi=RESOLUTION, metadata={"Software": None}))
         write("pdf", lambda path: figure.savefig(path, format="pdf", metadata=undated))
     record = {
         "figure": name,
@@ -292,7 +293,8 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
                 (named[drawn.label],) = axis.plot(epochs, mean, color=drawn.colour, linestyle=drawn.line)
                 axis.fill_between(epochs, mean - half, mean + half, color=drawn.colour, alpha=0.15, linewidth=0)
         curves = [numpy.stack(here.loc[here["loss"] == loss, "test_accuracy_curve"]).mean(0) for loss in shown]
-        lowest = min(curve[len(curve) // 5 :].min() for curve in curves)  # the first fifth may start below the frame
+        # the first fifth may start below the frame
+        lowest = min((curve[len(curve) // 5 :].min() for curve in curves), default=0)
         column[0].set_ylim(100 * lowest - 2, min(column[0].get_ylim()[1], 100.5))
         column[1].set_ylim(0, min(column[1].get_ylim()[1], 100.5))
         column[0].set_title(title(*names))

@@ -829,8 +829,11 @@ def trained(
         while True:
             while going < workers + ahead and (stack := next(waiting, None)):
                 if not fits or fits(stack):
-                    pool.submit(_carry_out, stack).add_done_callback(ended.put)
-                    going += 1
+                    try:
+                        pool.submit(_carry_out, stack).add_done_callback(ended.put)
+                        going += 1
+                    except BrokenProcessPool as error:
+                        failed, waiting = failed or error, iter(())
             if not going:
                 break
             try:  # an interruption may come to another thread; it is heard where this one wakes
@@ -838,14 +841,14 @@ def trained(
             except queue.Empty:
                 continue
             if error := future.exception():
-                if isinstance(error, BrokenProcessPool):
-                    error = ChildProcessError(
-                        "a process of the sweep was killed, perhaps for want of memory; rows that are written stay, "
-                        "the same command goes on: give it fewer --workers. Or it did not start, as in a script that "
-                        "calls this outside of `if __name__ == '__main__'`"
-                    )
                 failed, waiting = failed or error, iter(())
             else:
                 yield future.result()
+    if isinstance(failed, BrokenProcessPool):
+        raise ChildProcessError(
+            "a process of the sweep was killed, perhaps for want of memory; rows that are written stay, the same "
+            "command goes on: give it fewer --workers. Or it did not start, as in a script that calls this outside of "
+            "`if __name__ == '__main__'`"
+        ) from failed
     if failed:
         raise failed

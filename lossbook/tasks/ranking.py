@@ -44,8 +44,8 @@ class Ranking(Task):
 
     loss           one of `LOSSES`
     learning_rate  the lowest of those tried, which are `factors` times this; each falls to zero along a cosine
-    share          of the rare class among the training images, in (0, 0.1] and at most 1/C of C classes, for which
-                   there are images
+    share          of the rare class among the training images, in (0, 0.1] and at most one in as many as there are
+                   classes, which is all of its images
     epochs         passes over the thinned training images
     batch_size     images a step, drawn without regard to their class; the last, smaller batch of an epoch is dropped
     """
