@@ -260,7 +260,7 @@ def crossover(device: torch.device | str = "cpu", quick: bool = False) -> pandas
     """`fourier`, forward and backward, by FFT against by quadratic form, from 2 classes up.
 
     Powers of two, round numbers and primes: the FFT likes some lengths better than others. Above 4096 classes the
-    matrix alone would take a gigabyte and more, and the FFT stands alone.
+    matrix alone would take a quarter of a gigabyte and more, and the FFT stands alone.
     """
     device, rows = torch.device(device), []
     counts = {2**k for k in range(1, 17)} | {10, 100, 1000, 10_000} | {31, 61, 97, 127, 251, 509, 1021}
@@ -331,9 +331,9 @@ def _pot(a: Tensor, x: Tensor, b: Tensor, y: Tensor, exact: bool) -> float:
 def image_distance(device: torch.device | str = "cpu", quick: bool = False) -> pandas.DataFrame:
     """The 2-D Fourier metric between two real images against optimal transport between their pixels that carry mass.
 
-    Digits of scikit-learn, and MNIST where its file is there, resized from 28 to 512 pixels, and to 2048 for the growth
-    of the Fourier metric alone. The sides measure different things: the metric lives on the torus, transport costs
-    |x - y|²/2 in the plane.
+    Digits of scikit-learn, and MNIST where its file is there, resized from 28 to 2048 pixels; the other sides end where
+    there are too many pairs of pixels. The sides measure different things: the metric lives on the torus, transport
+    costs |x - y|²/2 in the plane.
     """
     import geomloss
 

@@ -166,7 +166,7 @@ def loss_study(profile: str, dataset: str, model: str) -> dict[str, Grid]:
 
     same     every loss at one learning rate
     matched  that rate, divided by the scale of the loss's gradient; for stochastic gradient descent
-    tuned    the best of as many rates for every loss, around the matched one
+    tuned    the best of as many rates for every loss, around the matched one, for Adam around the shared one
     """
     names, seeds, factors = STUDY, tuple(range(10 if dataset in data.TABLES else 5)), FACTORS
     if profile != "paper":
@@ -206,7 +206,7 @@ ROOTED = (
 def rooted_deep(profile: str, dataset: str, model: str) -> dict[str, Grid]:
     """Rooted objectives in deep networks, by optimiser: at a learning rate shared by all losses, and at tuned ones.
 
-    "adam few images" is the shared rate on 6000 images, which a CPU carries for a transformer, too.
+    "adam few images" is the shared rate on 6000 images of the large sets, which a CPU carries for a transformer, too.
     """
     few_names = (*ROOTED[:2], "rooted_logistic(k=3)", "rooted_bounded(k=3, m=3)")
     few_images = dict(batch_size=128, train_size=6000)

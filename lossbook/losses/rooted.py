@@ -88,7 +88,7 @@ def rooted_logistic_binary(margin: Tensor, *, k: float = 3.0) -> Tensor:
     margin of any shape, positive where the prediction is right. Returns the same shape, range [0, inf).
     Derivative in u: -(1 + e^{-u})^{1/k} σ(-u). Strictly convex for every k > 0. Limits: e^{-u} at k = 1, the logistic
     loss as k → ∞. Where ln(1 + e^{-u}) > 10 k it goes on along the tangent, as `rooted_logistic` does. For the
-    adversarial loss of arXiv 2310.03890, u is the critic's score of a real image, minus that of a made one.
+    adversarial loss of arXiv 2310.03890, u is the critic's score of a real image, and of a made one minus its score.
     """
     return rooted(surprise_of_margin("rooted_logistic_binary", margin, k=k), k)
 

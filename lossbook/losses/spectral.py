@@ -30,7 +30,7 @@ from lossbook.losses._registry import check_tensors, distribution, reduced, regi
 SYMBOLS = ("wrap", "sin", "raw")
 PLACEMENTS = ("order", "permuted", "hypercube")
 # Most classes on a ring for which the quadratic form is taken; above it the FFT. On a CPU they cost the same near 512
-# classes where the length factors well (without AVX-512 below), above 1000 where it is a prime: `lossbook bench
+# classes where the length factors well (without AVX-512 below), near 1000 or above where it is a prime: `lossbook bench
 # crossover` measures it into data/results/bench/crossover.csv. On an H100 the form leads by a seventh from 256 classes
 # to 4096, where batches are small and both wait for their kernels to start; in large batches its product comes to cost.
 LARGEST_QUADRATIC_FORM = 512

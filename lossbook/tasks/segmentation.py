@@ -65,7 +65,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class SmallFCN(nn.Module):
-    """A fully convolutional network on two scales: logits (n, 1, height, width), from 19 pixels about each or so."""
+    """A fully convolutional network on two scales: logits (n, 1, height, width), from the 15 x 15 about each."""
 
     def __init__(self, channels: int):
         super().__init__()
