@@ -223,7 +223,7 @@ def runs_text(rows: pandas.DataFrame) -> str:
 
 
 def _shown(rows: pandas.DataFrame, usual: Iterable[str] = ()) -> list[str]:
-    """The losses of the rows to draw: the usual ones, in their order, and those that somebody named who wants them."""
+    """The losses of the rows to draw: the usual ones, in their order, then those of no group, which somebody named."""
     there, known = rows["loss"].unique(), {*usual}.union(*GROUPS)
     return [loss for loss in usual if loss in there] + [loss for loss in there if loss not in known]
 

@@ -133,9 +133,9 @@ def paired_differences(
     difference = paired[value] - paired["reference"]  # of a run that diverged it may be no number
     paired["difference"] = difference.where(numpy.isfinite(difference))
     grouped = paired.groupby([*by, "loss"], sort=False)["difference"]
-    frame = grouped.agg(difference="mean", error="sem", n="count").reset_index()
-    error, freedom = frame.pop("error"), frame["n"] - 1
-    frame.insert(len(by) + 2, "half_width", stats.t.ppf(0.975, freedom) * error)
+    frame = grouped.agg(difference="mean", half_width="sem", n="count").reset_index()
+    error, freedom = frame["half_width"].copy(), frame["n"] - 1
+    frame["half_width"] *= stats.t.ppf(0.975, freedom)
     frame["p"] = 2 * stats.t.sf((frame["difference"] / error).abs(), freedom)
     frame.loc[error * numpy.sqrt(frame["n"]) <= 1e-6, "p"] = numpy.nan
     frame["p_holm"] = frame.groupby(by, sort=False)["p"].transform(holm) if by else holm(frame["p"])

@@ -138,6 +138,7 @@ def test_figures_are_drawn_by_processes_of_their_own(capsys, tmp_path, monkeypat
     assert all(int(file.read_text()) != os.getpid() for file in drawn)
     drawn[0].unlink(), drawn[1].unlink()
     assert main(["figures", notebooks[1]]) == 0 and not drawn[0].exists() and drawn[1].exists()
+    assert main(["figures", "a"]) == 0 and drawn[0].exists()
 
 
 def test_no_time_left_begins_nothing(capsys, tmp_path):
