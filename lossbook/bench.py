@@ -521,7 +521,8 @@ def run(names: Sequence[str] = ()) -> None:
     device = training.default_device()
     for name in names or TABLES:
         table = TABLES[name](device)
-        path = write(table, name, device)
         shown = table.drop(columns=["leaves_out", *(["note"] if "note" in table else [])])
-        print(f"{name}: {path.relative_to(results.PROJECT)}. The clock leaves out: {table['leaves_out'].iloc[0]}.")
-        print(shown.to_string(index=False, float_format="{:.3g}".format), end="\n\n", flush=True)
+        print(f"{name}. The clock leaves out: {table['leaves_out'].iloc[0]}.")
+        print(shown.to_string(index=False, float_format="{:.3g}".format), flush=True)  # first: a disk may be full
+        path = write(table, name, device)
+        print(f"written: {path.relative_to(results.PROJECT)}", end="\n\n", flush=True)

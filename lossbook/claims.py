@@ -32,7 +32,7 @@ def load() -> pandas.DataFrame:
         raise ValueError(f"{PATH} is not there; run this inside the project, which holds the claims")
     try:
         claims = pandas.read_csv(PATH, dtype=str, keep_default_na=False)
-    except pandas.errors.ParserError as error:
+    except ValueError as error:  # also of an empty file, and of what is not UTF-8
         raise ValueError(f"{PATH} is damaged ({error}); restore it from the repository") from error
     if tuple(claims.columns) != COLUMNS or claims["id"].duplicated().any() or (claims == "").any(axis=None):
         raise ValueError(f"{PATH} is damaged; allowed: the columns {', '.join(COLUMNS)}, unique ids, no empty cell")

@@ -187,11 +187,17 @@ def _figures(given) -> int:
     chosen = [known[name] for name in names]
     if not chosen:
         raise ValueError(f"no notebook under {figures.FOLDER.parent} draws figures; run this inside the project")
-    workers = min(len(chosen), sweep.cores())  # drawing takes one core, and pyplot one thread a process
+    status, workers = 0, min(len(chosen), sweep.cores())  # drawing takes one core, and pyplot one thread a process
     with sweep.processes(workers, multiprocessing.get_context("spawn")) as pool:
-        for notebook, _ in zip(chosen, pool.map(figures.redraw, chosen), strict=True):
+        for notebook, drawing in [(notebook, pool.submit(figures.redraw, notebook)) for notebook in chosen]:
+            try:
+                drawing.result()
+            except ValueError as error:  # the others may have all that they need
+                print(f"lossbook: {notebook}: {error}", file=sys.stderr)
+                status = 2
+                continue
             print(notebook, flush=True)
-    return 0
+    return status
 
 
 def _claims(given) -> int:

@@ -163,7 +163,11 @@ def redraw(notebook: str) -> None:
 def _drawing(notebook: str) -> list[str]:
     """What draws without training: under notebooks/figures all code cells, elsewhere those with the tag "figures"."""
     path = results.PROJECT / notebook
-    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # as a conflict that is not resolved leaves it
+        raise ValueError(f"{path} is no notebook ({error}); restore it from the repository") from error
+    cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
     if path.parent.name != "figures":
         cells = [cell for cell in cells if "figures" in cell["metadata"].get("tags", ())]
     return ["".join(cell["source"]) for cell in cells]
@@ -311,19 +315,23 @@ def memorisation(rows: pandas.DataFrame, kind: str = "symmetric", rate: float = 
     return figure
 
 
-def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] | None = None) -> Figure:
+def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] | None = None, what: str = "") -> Figure:
     """Paired differences in test accuracy to a baseline: a panel a setting, a point a loss and data set.
 
     rows  with a column `setting`; without one the noise is the setting
+    what  what the settings are, for the caption; of noise it is said without
 
-    The scale ends at twice the farthest mean, between 30 and 100 points: an interval may be cut, a mean never.
+    The scale ends at twice the farthest mean, between 30 and 130 points: an interval may be cut, a mean never.
     """
     if "setting" not in rows:
+        what = "Trained with wrong labels."
+        if (rows["image_noise"] != "none").any():
+            what = "Noise in the training images alone: blur in pixels, Gaussian in units of the range."
         rows = rows.assign(setting=setting_names(rows))
     table = results.paired_differences(rows, baseline, ["dataset", "model", "setting"])
     order = [loss for loss in losses or _shown(table, LOOKS) if (table["loss"] == loss).any()]
     sources = list(dict.fromkeys(zip(table["dataset"], table["model"], strict=True)))
-    limit = min(100, max(30, 200 * table["difference"].abs().max()))
+    limit = min(130, max(30, 200 * table["difference"].abs().max()))
     settings = list(dict.fromkeys(rows.sort_values(["noise_kind", "noise_rate"], kind="stable")["setting"]))
     settings.sort(key=lambda name: (name != "clean", not name.startswith("symmetric")))
     lines = 1 if len(settings) <= 5 else 2
@@ -365,8 +373,11 @@ def differences(rows: pandas.DataFrame, baseline: str, losses: tuple[str, ...] |
     label_below(axes[-1], f"test accuracy minus that of {look(baseline).label} (points)")
     axes[0, -1].legend(named.values(), named, loc="center left", bbox_to_anchor=(1.0, 0.5))
     text = runs_text(rows).replace("Points are means, bars", "Points are mean differences over shared seeds, bars")
-    scale = "Scales differ between panels: linear from -1 to 1, logarithmic beyond; ticks at 1, 3, 10, 30 and 100."
-    caption(figure, f"{text} {scale}")
+    scale = "Scales differ: linear from -1 to 1, logarithmic beyond; ticks at 1, 3, 10, 30 and 100."
+    lost = (
+        "A run that diverged counts with the accuracy of what it left." if (rows["status"] == "diverged").any() else ""
+    )
+    caption(figure, " ".join(filter(None, (what, text, lost, scale))))
     return figure
 
 
@@ -390,7 +401,11 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
     rows = rows[rows["image_noise"] == "none"]
     settings = list(rows.groupby(["dataset", "model"], sort=False))
     kinds = list(dict.fromkeys(name.split()[0] for name in rows["panel_noise"].iloc[0]))
-    units = {"gaussian": "standard deviation", "salt_pepper": "share of pixels", "blur": "standard deviation (pixels)"}
+    units = {
+        "gaussian": "standard deviation / range",
+        "salt_pepper": "share of pixels",
+        "blur": "standard deviation (pixels)",
+    }
     shown = _shown(rows, LOOKS)
     figure, axes = plt.subplots(
         len(settings),
@@ -408,11 +423,12 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
                 levels = numpy.array([0.0, *by_level.groups])
                 apart = 0.009 * levels[-1] * (number - (len(shown) - 1) / 2)  # so that no bar hides another
                 _with_intervals(axis, levels + apart, [clean, *(runs for _, runs in by_level)], loss)
-            axis.set_xlabel(units[kind])
             axis.set_xticks(levels, [f"{x:g}" if x == 0 or 5 * x >= levels[-1] else "" for x in levels])
         line[0].set_ylim(top=min(line[0].get_ylim()[1], 100.5))
         line[0].set_ylabel(f"{title(dataset)}\ntest accuracy (%)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axis, kind in zip(axes[-1], kinds, strict=True):
+        axis.set_xlabel(units[kind])
     for axis, kind in zip(axes[0], kinds, strict=True):
         axis.set_title({"gaussian": "Gaussian noise", "salt_pepper": "salt and pepper", "blur": "blur"}[kind])
     network = title(rows["model"].iloc[0])

@@ -127,18 +127,23 @@ def test_afresh_also_counts_what_is_published(capsys, tmp_path, monkeypatch):
 
 def test_figures_are_drawn_by_processes_of_their_own(capsys, tmp_path, monkeypatch):
     cell = "import os, pathlib\nfor name in names:\n    pathlib.Path(name).write_text(str(os.getpid()))"
-    notebooks = [str(tmp_path / "figures" / f"{name}.ipynb") for name in "ab"]  # there, all code cells are figures
-    drawn = [tmp_path / name for name in "ab"]
-    for notebook, file in zip(notebooks, drawn, strict=True):
-        code = {"cell_type": "code", "metadata": {}, "source": cell.replace("names", repr([str(file)]))}
-        (tmp_path / "figures").mkdir(exist_ok=True)
+    *notebooks, broken = [str(tmp_path / "figures" / f"{name}.ipynb") for name in "abcd"]  # there, all code is figures
+    drawn = [tmp_path / name for name in "abc"]
+    cells = [cell.replace("names", repr([str(file)])) for file in drawn]
+    (tmp_path / "figures").mkdir()
+    for notebook, source in zip([*notebooks, broken], [*cells, "raise ValueError('no such table')"], strict=True):
+        code = {"cell_type": "code", "metadata": {}, "source": source}
         Path(notebook).write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": "no code"}, code]}))
     monkeypatch.setattr(figures, "notebooks", lambda: notebooks)
     assert main(["figures"]) == 0 and capsys.readouterr().out.splitlines() == notebooks
     assert all(int(file.read_text()) != os.getpid() for file in drawn)
-    drawn[0].unlink(), drawn[1].unlink()
-    assert main(["figures", notebooks[1]]) == 0 and not drawn[0].exists() and drawn[1].exists()
-    assert main(["figures", "a"]) == 0 and drawn[0].exists()
+    for file in drawn:
+        file.unlink()
+    monkeypatch.setattr(figures, "notebooks", lambda: [*notebooks, broken])
+    assert main(["figures", "d", notebooks[1], "a"]) == 2  # by name and by path; one that fails does not end the others
+    assert [file.exists() for file in drawn] == [True, True, False]
+    out, error = capsys.readouterr()
+    assert out.splitlines() == [notebooks[1], notebooks[0]] and error == f"lossbook: {broken}: no such table\n"
 
 
 def test_no_time_left_begins_nothing(capsys, tmp_path):

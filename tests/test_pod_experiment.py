@@ -142,6 +142,8 @@ def test_divergence_is_a_status():
     assert of["status"] == "diverged" and math.isnan(of["validation_score"])
     of = found("pod(delta='norm')", learning_rate=1e4, epochs=2)  # the loss stays finite, the norm does not
     assert of["status"] == "diverged"
+    of = found(CE, learning_rate=1e20, epochs=1, batch_size=1024)  # one step: the only loss is that before it
+    assert of["status"] == "diverged"
 
 
 def test_fast_arithmetic_learns_too():

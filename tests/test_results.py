@@ -117,7 +117,14 @@ def test_a_figure_of_differences_cuts_intervals_and_never_means():
     rows = [(loss, seed, value) for loss, values in accuracy.items() for seed, value in enumerate(values)]
     rows = pandas.DataFrame(rows, columns=["loss", "seed", "test_accuracy"])
     rows = rows.assign(dataset="mnist", model="mlp", noise_kind="none", noise_rate=0.0, setting="clean", epochs=1)
+    rows = rows.assign(status="done")
+    figure = figures.differences(rows, "cross_entropy", what="Nothing is done to the labels.")
+    said = figure.get_supxlabel()
+    assert said.startswith("Nothing is done to the labels. Last of 1 epochs.") and "diverged" not in said
+    rows.loc[rows["loss"] == "brier", "status"] = "diverged"  # a mean that is far off because no run of it ended
+    plt.close(figure)
     figure = figures.differences(rows, "cross_entropy")
+    assert "A run that diverged counts" in figure.get_supxlabel()
     (axis,) = figure.axes
     low, high = axis.get_xlim()
     means = [mean for bars in axis.containers for mean in bars[0].get_xdata()]

@@ -139,11 +139,13 @@ class Latent(Task):
             mean_loss = next(training)
             head.end_epoch()
             curves["train_loss"].append(mean_loss)
-            if not math.isfinite(mean_loss + getattr(head, "delta", 0.0)):  # the δ of some heads follows the norm
+            probed = self.features(network, images[probe])
+            # The loss is that before the last step, which may itself go too far; the δ of some heads follows the norm.
+            if not math.isfinite(mean_loss + getattr(head, "delta", 0.0) + probed.norm(dim=1).mean().item()):
                 return {"status": "diverged", "validation_score": math.nan, "test_accuracy": math.nan}
             found = self.features(network, images[split.validation])
             curves["validation_accuracy"].append(accuracy(head, found, labels[split.validation]))
-            measures = collapse(self.features(network, images[probe]), labels[probe], head.num_classes)
+            measures = collapse(probed, labels[probe], head.num_classes)
             for name in MEASURES:
                 curves[name].append(measures[name])
         return {
