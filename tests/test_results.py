@@ -119,12 +119,12 @@ def test_a_figure_of_differences_cuts_intervals_and_never_means():
     rows = rows.assign(dataset="mnist", model="mlp", noise_kind="none", noise_rate=0.0, setting="clean", epochs=1)
     rows = rows.assign(status="done")
     figure = figures.differences(rows, "cross_entropy", what="Nothing is done to the labels.")
-    said = figure.get_supxlabel()
+    said = " ".join(figure.get_supxlabel().split())  # in one line
     assert said.startswith("Nothing is done to the labels. Last of 1 epochs.") and "diverged" not in said
     rows.loc[rows["loss"] == "brier", "status"] = "diverged"  # a mean that is far off because no run of it ended
     plt.close(figure)
     figure = figures.differences(rows, "cross_entropy")
-    assert "A run that diverged counts" in figure.get_supxlabel()
+    assert "A run that diverged counts" in " ".join(figure.get_supxlabel().split())
     (axis,) = figure.axes
     low, high = axis.get_xlim()
     means = [mean for bars in axis.containers for mean in bars[0].get_xdata()]
