@@ -115,6 +115,26 @@ def test_a_grid_too_large_is_refused(classes):
         losses.create("fourier", classes, pad=10**10)
 
 
+def test_the_largest_grid_is_allowed_and_no_larger_one():
+    losses.create("fourier", 513, pad=2**24 - 513)
+    with pytest.raises(ValueError, match="more than 2\\^24 points"):
+        losses.create("fourier", 513, pad=2**24 - 512)
+
+
+def test_a_pad_that_is_no_number_is_not_taken_for_the_one_that_equals_it():
+    z, y = torch.zeros(2, 11), torch.arange(2)
+    assert losses.fourier(z, y, pad=1).shape == (2,)  # whose tables are kept from now on
+    with pytest.raises(ValueError, match="pad=True"):
+        losses.fourier(z, y, pad=True)
+
+
+@pytest.mark.parametrize("pad", [True, 1.5])
+def test_compiled_a_pad_is_judged_too(pad):
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="allowed: an integer"):  # the compiler's own wraps it
+        torch.compile(losses.fourier, backend="eager")(torch.zeros(2, 5), torch.arange(2), pad=pad)
+
+
 # --- special cases -------------------------------------------------------------------------------------------
 
 
@@ -364,6 +384,9 @@ def test_logits_may_lie_in_memory_as_they_like(classes):
         pair = [fourier(logits, labels, reduction=reduction) for logits in (z, z.contiguous())]
         torch.testing.assert_close(*pair)
         torch.testing.assert_close(*(torch.autograd.grad(value.sum(), z)[0] for value in pair))
+    for apart in (labels.repeat_interleave(2)[::2], torch.tensor(3).expand(40)):  # and so may the labels
+        assert not apart.is_contiguous()
+        torch.testing.assert_close(fourier(z, apart), fourier(z, apart.contiguous()))
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -376,6 +399,8 @@ def test_gradient_can_be_asked_for_again(classes, reduction):
     (scaled,) = torch.autograd.grad(3 * value.sum(), z, retain_graph=True)
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(scaled, 3 * first)
+    (at_once,) = torch.autograd.grad(2 * fourier(z, torch.arange(40) % classes, reduction=reduction).sum(), z)
+    torch.testing.assert_close(at_once, 2 * first)
     (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
     torch.testing.assert_close(slope, first)
     assert torch.autograd.grad(slope.square().sum(), z)[0].norm() > 0
@@ -455,6 +480,9 @@ def test_distance_takes_counts_and_changes_nothing_under_autocast():
     assert fourier_distance(x, y).item() == pytest.approx(exact.item(), rel=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert fourier_distance(x.double(), y.double()) == exact
+    assert fourier_distance(x.to(torch.uint8), y.to(torch.uint8)) == fourier_distance(x, y)  # below zero, too
+    x, y = torch.rand(2, 3, 64, generator=torch.Generator().manual_seed(0)).half()
+    assert torch.equal(fourier_distance(x, y), fourier_distance(x.float(), y.float()))
 
 
 def test_distance_of_equal_distributions_has_gradient_zero():
@@ -481,12 +509,23 @@ def test_exported(classes, soft):
     loss = losses.create("fourier(s=1.25)", classes)
     y = torch.eye(classes)[:6] if soft else torch.arange(6)
     z = torch.linspace(-1, 1, 6 * classes).view(6, classes)
-    torch.testing.assert_close(torch.export.export(loss, (z, y)).module()(z, y), loss(z, y))
+    exported = torch.export.export(loss, (z, y)).module()
+    torch.testing.assert_close(exported(z, y), loss(z, y))
+    z.requires_grad_()
+    torch.testing.assert_close(*(torch.autograd.grad(value(z, y), z)[0] for value in (exported, loss)))
 
 
 def test_weights_are_refused_where_the_loss_would_be_infinite():
     with pytest.raises(ValueError, match="too large"):
         losses.create("fourier(s=100, symbol='sin')", 12)
+    refused = {"labels": [], "distributions": []}
+    for s in range(20, 80):  # of both alike, though the way of distributions takes the root of the weights
+        for kind, target in (("labels", torch.arange(2)), ("distributions", torch.full((2, 12), 1 / 12))):
+            try:
+                losses.fourier(torch.zeros(2, 12), target, s=float(s), symbol="sin")
+            except ValueError:
+                refused[kind].append(s)
+    assert refused["labels"] == refused["distributions"] != []
 
 
 def check_kernel(both):
@@ -568,7 +607,7 @@ def test_the_kernel_of_a_cpu_takes_any_logits(cache):
             torch.testing.assert_close(one.double(), other.detach(), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("without", ["compiler", "cache"])
+@pytest.mark.parametrize("without", ["compiler", "cache", "home"])
 def test_without_its_kernel_the_loss_is_the_same(without, cache, monkeypatch):
     logits, labels = torch.linspace(-2, 2, 60).view(6, 10).requires_grad_(), torch.arange(6)
 
@@ -579,6 +618,8 @@ def test_without_its_kernel_the_loss_is_the_same(without, cache, monkeypatch):
     there = both()
     if without == "compiler":
         monkeypatch.setenv("CXX", "no-such-compiler")
+    elif without == "home":
+        monkeypatch.setenv("XDG_CACHE_HOME", "~no-such-user/cache")
     else:
         (cache / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "file"))

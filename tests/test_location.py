@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lossbook.losses.regression import pinball
+from lossbook.losses.regression import pinball, tukey
 from lossbook.symbolic import location as derived
 
 reals = st.floats(-50, 50)
@@ -216,3 +216,18 @@ def test_pinball_refuses_a_level(tau):
 def test_pinball_refuses_to_broadcast(shape):
     with pytest.raises(ValueError, match="allowed"):
         pinball(torch.zeros(3), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("loss", [pinball, tukey])
+def test_losses_of_numbers_keep_the_wider_type_and_refuse_what_is_no_batch_of_real_numbers(loss):
+    f, y = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for one, other in ((f.float(), y), (f, y.float())):
+        assert torch.equal(loss(one, other), loss(one.double(), other.double()))
+    for one, other in ((f, y.to(torch.complex128)), (f[0], y[0])):
+        with pytest.raises(ValueError, match="allowed: real numbers of one shape"):
+            loss(one, other)
+
+
+def test_pinball_is_half_of_the_absolute_error_unless_asked_otherwise():
+    f, y = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pinball(f, y), (f - y).abs() / 2)

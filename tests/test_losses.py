@@ -543,6 +543,12 @@ def test_gradients_for_many_slopes_at_once():
             torch.testing.assert_close(torch.func.vmap(back)(torch.eye(3, dtype=z.dtype)), rows[0])
 
 
+def test_huber_takes_a_threshold_that_no_float32_holds_under_vmap_too():
+    z, labels = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    mapped = torch.func.vmap(lambda z, y: losses.huber(z, y, delta=1e300))(z, labels)
+    torch.testing.assert_close(mapped, losses.huber(z, labels))
+
+
 def test_a_clip_is_deaf_to_outliers():
     """At p_y = 4e-8 cross-entropy pulls with full force, the clipped divergence not at all."""
     z, labels = torch.tensor([[0.0, 17, 0]], dtype=torch.float64), torch.tensor([0])
@@ -755,6 +761,37 @@ def test_least_hyper_parameters_are_finite_in_every_precision(spec, dtype, size)
     assert value.isfinite().all() and slope.isfinite().all()
 
 
+ENDS = [
+    (name, key, float(end))
+    for name in NAMES
+    for key, interval in losses.lookup(name).ranges.items()
+    for end, closed in zip(interval[1:-1].split(","), (interval[0] == "[", interval[-1] == "]"), strict=True)
+    if closed
+]
+
+
+@pytest.mark.parametrize(("name", "key", "end"), ENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_ends_of_a_range_that_belong_to_it_are_finite(name, key, end, dtype):
+    for size in (0.0, 10.0, 16.0, 30.0, 1e4):
+        z = torch.tensor([[size, 0, 0, 0, 0], [-size, 0, 0, 0, 0]], dtype=dtype, requires_grad=True)
+        value = of(name)(z, torch.zeros(2, dtype=torch.long), **{key: end})
+        (slope,) = torch.autograd.grad(value.sum(), z)
+        assert value.isfinite().all() and slope.isfinite().all()
+
+
+@pytest.mark.parametrize("pi", [0.3, 0.5, 0.7, 0.99])
+@pytest.mark.parametrize("small", [1e-4, 1e-8, 1e-12, 1e-20])
+def test_gradient_of_js_in_a_target_keeps_its_digits_at_small_entries(pi, small):
+    """It is π ln(y / m) / Z, of which the mixture's own share cancels."""
+    z = torch.tensor([[0.0, 0.3, -1.0]])
+    target = torch.tensor([[0.5, small, 0.5]], requires_grad=True)
+    (slope,) = torch.autograd.grad(losses.js(z, target, pi=pi).sum(), target)
+    y, p = target.detach().double(), z.double().softmax(-1)
+    exact = pi * torch.log(y / (pi * y + (1 - pi) * p)) / -((1 - pi) * math.log1p(-pi))
+    torch.testing.assert_close(slope.double(), exact, rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("spec", ["sce", "nce_rce", "kl_divergence(clip=1e-3)", "js", "cross_entropy", "brier"])
 def test_gradient_in_a_target_with_zeros_is_a_number(spec):
     z, target = torch.randn(3, 4), torch.eye(4)[:3].requires_grad_()
@@ -772,6 +809,26 @@ def test_gradient_scale_refuses():
 
 
 # --- the catalogue, and what is refused ----------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_sources():
+    stated = {
+        "label_smoothing": dict(epsilon=0.1),
+        "focal": dict(gamma=0.5),
+        "bootstrap_soft": dict(beta=0.95, detach=False),
+        "bootstrap_hard": dict(beta=0.8),
+        "gce": dict(q=0.7),
+        "sce": dict(alpha=0.1, beta=1.0),
+        "nce_rce": dict(alpha=1.0, beta=1.0),
+        "js": dict(pi=0.7),
+        "rooted_logistic": dict(k=3.0),
+        "rooted_bounded": dict(k=3.0, m=3.0),
+        "huber": dict(delta=1.0),
+        "poisson": dict(epsilon=0.0),
+        "fourier": dict(s=1.0, symbol="wrap", placement="order", pad=0, permutation_seed=0),
+    }
+    assert {name: losses.lookup(name).defaults for name in stated} == stated
+    assert (losses.create("brier").num_classes, losses.create("brier").reduction) == (10, "mean")
 
 
 def test_catalogue():
@@ -871,7 +928,13 @@ def test_whole_numbers_of_numpy_fill_up_a_grid(classes):
         ({"name": "kl_divergence", "domain": "logit"}, "'logits'"),
         ({"name": "kl_divergence", "domain": "logits", "clip": 1e-7}, "clip=0"),
         ({"name": "kl_divergence", "class_reduction": "batchmean"}, "sum"),
-        ({"name": "brier", "num_classes": 1}, "at least 2"),
+        ({"name": "fourier", "placement": [-1, *range(9)]}, "coordinates 0, 1, 2"),
+        ({"name": "fourier", "symbol": ["sin"]}, "allowed: values like"),
+        ({"name": "rooted_bounded(k=9e-7)"}, "[1e-6"),
+        ({"name": "gce(q=9e-31)"}, "[1e-30"),
+        ({"name": "poisson(epsilon=1)"}, "1)"),
+        ({"name": "kl_divergence(clip=1)"}, "1)"),
+        ({"name": "brier", "num_classes": 1}, "brier: num_classes=1 was given; allowed: an integer of at least 2"),
         ({"name": "brier", "num_classes": 2.0}, "integer"),
         ({"name": "brier", "reduction": "avg"}, "mean"),
         ({"name": "fourier(s=2"}, "fourier(s=2"),
@@ -914,15 +977,19 @@ def test_wrong_shapes_and_types_are_refused(name):
         (z, labels.double()),
         (z, labels.bool()),
         (z, soft.to(torch.complex128)),
+        (z, labels.to(torch.complex64)),
         (z.long(), labels),
         (z.to(torch.complex128), labels),
         (z[:, :1], labels),
+        (z[:, :1], torch.zeros_like(labels)),  # the only class there is
         (z[0, 0], labels[0]),
     ):
         with pytest.raises(ValueError, match="allowed"):
             of(name)(logits, target)
     with pytest.raises(ValueError, match="num_classes=5"):
         losses.create(name)(z, labels)
+    with pytest.raises(ValueError, match="target is"):  # which is wrong whatever the number of classes
+        losses.create(name)(z, labels[:3])
 
 
 @EACH
@@ -934,12 +1001,18 @@ def test_an_index_out_of_range_raises(name, wrong):
         of(name)(z, labels)
 
 
+def test_under_a_transform_an_index_out_of_range_is_refused_in_words_of_torch():
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):  # its value cannot be read there
+        torch.func.vmap(losses.cross_entropy)(torch.zeros(2, 5), torch.tensor([0, 7]))
+
+
 def test_parse():
     assert losses.parse("brier") == ("brier", {})
     assert losses.parse(" fourier( s = 2 , symbol='sin', placement=[0, 1]) ") == (
         "fourier",
         {"s": 2, "symbol": "sin", "placement": [0, 1]},
     )
+    assert losses.create("fourier(s=2, pad=1)", s=3).hyper == {"s": 3, "pad": 1}  # what is named beats what is written
     assert torch.equal(losses.create("gce(q=0.5)")(torch.eye(10), torch.arange(10)), losses.create("gce", q=0.5)(
         torch.eye(10), torch.arange(10)))  # fmt: skip
 

@@ -73,6 +73,11 @@ def test_gatys_normalisation_is_a_quarter():
     assert sympy.expand(derived.gatys_term(F, T) - derived.gram_term(F, T) / 4) == 0
 
 
+def test_a_permutation_puts_columns_in_that_order():
+    F = derived.features("F", 2, 3)
+    assert F * derived.permutation([1, 2, 0]) == F.extract([0, 1], [1, 2, 0])
+
+
 # --- what it cannot see -------------------------------------------------------------------------------------------
 
 
@@ -149,6 +154,10 @@ def test_value_by_hand_and_per_example():
     grams = [torch.einsum("bchw,bdhw->bcd", z, z) / z[0].numel() for z in (x3, y3)]
     expected = expected + 3 * (grams[0] - grams[1]).square().sum((1, 2))
     torch.testing.assert_close(loss(x, y), expected, rtol=1e-6, atol=0)
+    plain = PerceptualLoss(layers, ["1", "2"], ["3"], **RGB)(x, y)  # both count once
+    terms = [PerceptualLoss(layers, *names, **RGB)(x, y) for names in ((["1", "2"], []), ([], ["3"]))]
+    torch.testing.assert_close(plain, sum(terms))
+    torch.testing.assert_close(terms[1], (grams[0] - grams[1]).square().sum((1, 2)), rtol=1e-6, atol=0)
     torch.testing.assert_close(loss(x[1:2], y[1:2]), loss(x, y)[1:2])
 
 
@@ -196,6 +205,8 @@ def test_autocast_changes_nothing():
 
 def test_a_half_precision_network_is_raised_to_float32():
     assert PerceptualLoss(network().half(), ["1"], **RGB)(*(z.half() for z in images())).dtype == torch.float32
+    raised = PerceptualLoss(network().bfloat16(), ["1"], **RGB)
+    assert raised.features(images()[0].float())["1"].dtype == torch.float32
     loss, (x, y) = PerceptualLoss(network(), ["1"], **RGB), (1e4 * z.float() for z in images())
     expected = loss(x, y)
     halved = torch.nn.Sequential(loss).half()[0]  # as part of a model
@@ -255,6 +266,16 @@ def test_terms_refuse_features_that_do_not_go_together():
         with pytest.raises(ValueError, match="allowed"):
             term(one, other)
         assert term(300 * one.half(), 0 * one.half()).isfinite().all()
+    tiled = torch.cat([one, one], 3)  # images of another size have Gram matrices of the same
+    torch.testing.assert_close(style_distance(one, tiled), torch.zeros(4), atol=1e-7, rtol=0)
+
+
+def test_a_network_without_weights_is_one():
+    x, y = (z.float() for z in images())
+    pooled = [nn.functional.avg_pool2d(z / torch.tensor(RGB["std"]).view(3, 1, 1), 2) for z in (x, y)]
+    torch.testing.assert_close(
+        PerceptualLoss(nn.Sequential(nn.AvgPool2d(2)), ["0"], **RGB)(x, y), feature_distance(*pooled)
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,6 +289,8 @@ def test_terms_refuse_features_that_do_not_go_together():
         ({"content": ["0"], "std": (0.2, 0.0, 0.2)}, r"std=0.0 was given; allowed: a number in \(0, inf\)"),
         ({"style": ["0"], "style_weight": -1.0}, r"style_weight=-1.0 was given; allowed: a number in \[0, inf\)"),
         ({"style": ["0"], "mean": (0.5, math.nan, 0.5)}, "mean=nan was given"),
+        ({"content": ["0"], "content_weight": -1.0}, "content_weight=-1.0 was given"),
+        ({"content": ["0"], "mean": (), "std": ()}, "0 means and 0 standard deviations"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):
@@ -291,6 +314,7 @@ def test_a_network_whose_steps_depend_on_its_images_is_refused():
         (torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)),
         (torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 8, 8)),
+        (torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)),
     ],
 )
 def test_bad_images_are_refused(x, y):

@@ -1,5 +1,6 @@
 """Losses on the hypersphere: where the classes sit, the terms, the heads, and the derivation against autograd."""
 
+import inspect
 import math
 
 import numpy
@@ -66,6 +67,8 @@ def test_repulsion_finds_the_simplex_but_not_in_200_steps():
             for steps in (0, 200, 1000)
         ]
         assert off[0] > 0.1 > off[1] > 1e-4 > 1e-5 > off[2]
+    unasked = hypersphere.repulsion_centroids(4, 3)
+    assert torch.equal(unasked, hypersphere.repulsion_centroids(4, 3, steps=1000))
 
 
 def test_repulsion_where_no_simplex_is_possible():
@@ -80,6 +83,7 @@ def test_numbers_of_numpy_are_numbers():
     five, eight, three = (numpy.int64(n) for n in (5, 8, 3))
     given = hypersphere.head("pod", five, eight, three, delta=numpy.float64(0.5))
     meant = hypersphere.head("pod", 5, 8, 3, delta=0.5)
+    assert type(hypersphere.head("arcface", 5, 8, scale=torch.tensor(5.0)).scale) is float
     assert type(given.delta) is float and type(given.num_classes) is type(given.dim) is int
     assert torch.equal(given.class_vectors(), meant.class_vectors())
     assert torch.equal(hypersphere.simplex_centroids(five, eight, three), hypersphere.simplex_centroids(5, 8, 3))
@@ -106,6 +110,19 @@ def test_hyper_parameters_as_words_or_in_the_spec():
     heads = hypersphere.head("arcface(margin=0.2)", 10, 16), hypersphere.head("arcface", 10, 16, margin=0.2)
     z, y = torch.randn(5, 16, generator=torch.Generator().manual_seed(1)), torch.arange(5)
     assert heads[0](z, y) == heads[1](z, y) != hypersphere.head("arcface", 10, 16)(z, y)
+    assert hypersphere.head("arcface(margin=0.2, scale=5.0)", 10, 16, margin=0.3).margin == 0.3
+
+
+def test_defaults_are_those_of_the_sources():
+    stated = {
+        "center": dict(weight=0.003, rate=0.5),
+        "pod": dict(delta="growing", alpha=0.01, decorrelation=1.0, centroids="simplex"),
+        "fixed_etf": dict(scale=10.0, centroids="simplex"),
+        "pedcc": dict(scale=7.5, margin=0.35, weight=1.0, power=1.0, centroids="simplex"),
+    }
+    for name, expected in stated.items():
+        parameters = inspect.signature(hypersphere.HEADS[name]).parameters.values()
+        assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == expected
 
 
 @pytest.mark.parametrize(
@@ -130,6 +147,18 @@ def test_hyper_parameters_as_words_or_in_the_spec():
         (lambda: hypersphere.head("pod(decorrelation=-1)", 10, 16), "decorrelation"),
         (lambda: hypersphere.head("pedcc(power=0.5)", 10, 16), "power"),
         (lambda: hypersphere.head("pedcc(scale=0.0)", 10, 16), "pedcc: scale"),
+        (lambda: hypersphere.head("pedcc(weight=-1.0)", 10, 16), "pedcc: weight"),
+        (lambda: hypersphere.head("center(weight=-1.0)", 10, 16), "center: weight"),
+        (lambda: hypersphere.head("center(rate=1.5)", 10, 16), "center: rate"),
+        (lambda: hypersphere.head("pod(alpha=-1.0)", 10, 16), "pod: alpha"),
+        (lambda: hypersphere.head("fixed_etf(scale=0.0)", 10, 16), "fixed_etf: scale"),
+        (lambda: hypersphere.head("arcface(scale=0.0)", 10, 16), "arcface: scale"),
+        (lambda: hypersphere.head("arcface(margin=4.0)", 10, 16), "arcface: margin"),
+        (lambda: hypersphere.head("arcface", 10, 16, seed=-1), "seed=-1"),
+        (
+            lambda: hypersphere.norm_adaptive_cosine(torch.zeros(2, 4), torch.arange(2), torch.eye(4), delta=-1.0),
+            "-1.0",
+        ),
         (lambda: hypersphere.head("am_softmax(margin=3.0)", 10, 16), "am_softmax: margin"),
         (lambda: hypersphere.head("sphereface(margin=1.5)", 10, 16), "whole number"),
         (lambda: hypersphere.head("sphereface(annealing='no')", 10, 16), "annealing='no' was given; allowed: True, F"),
@@ -281,6 +310,10 @@ def test_neural_collapse_measures():
     between = (means - means.mean(0)).T @ (means - means.mean(0)) / 5
     expected = (within @ torch.linalg.pinv(between, rtol=1e-10)).trace() / 5
     assert found["within_class"] == pytest.approx(expected.item())
+    stretched = z * torch.linspace(1, 1e3, z.shape[1], dtype=z.dtype)
+    between = (stretched, z)  # a map that can be undone takes both scatters along
+    one, other = (hypersphere.neural_collapse(features[:, :4], y, 5)["within_class"] for features in between)
+    assert one == pytest.approx(other, rel=1e-6)
     cosines = pairs(F.normalize(means - means.mean(0)))
     assert found["equiangular"] == pytest.approx(cosines.std(correction=0).item())
     assert found["simplex"] == pytest.approx((cosines + 1 / 4).abs().mean().item())
@@ -467,7 +500,7 @@ def test_wrong_input_is_refused(name):
     z, y, _ = sample()
     for features, target in (
         (z[:, :7], y), (z, y[:3]), (z, y.double()), (z.long(), y), (z[0], y[0]), (z[:0], y[:0]), (z, y[:, None]),
-        (z.numpy(), y), (z, y.tolist()),
+        (z.numpy(), y), (z, y.tolist()), (z, y > 0),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"^{name}: .* allowed"):
             head(features, target)

@@ -307,6 +307,8 @@ def test_a_list_of_one_kind_is_zero_with_zero_gradient(measure, relevant):
     [
         (torch.zeros(3), torch.zeros(4), "shape of the scores"),
         (torch.zeros(3), torch.tensor([0, 1, 2]), "booleans, or 0 and 1"),
+        (torch.zeros(3), torch.tensor([0, 1, 1], dtype=torch.complex64), "allowed"),
+        (torch.zeros(1000), torch.arange(1000), r"relevant holds \[0, 1, 2, 3, 4\]; allowed"),
         (torch.zeros(3, dtype=torch.long), torch.zeros(3), "floating point"),
         (torch.zeros(()), torch.zeros(()), "floating point"),
         (torch.zeros(2, 0), torch.zeros(2, 0), "at least one example"),
@@ -338,6 +340,11 @@ def test_work_of_the_divide_and_conquer(measure):
         assert divided["sort"] == 0 and exhaustive["scan"] == p * n
         assert divided.total() < 2 * (n * math.log2(p + 1) + p * math.log2(n))
         assert exhaustive.total() > 2.5 * divided.total() or p < 30
+    counted = Counter()
+    ranking.best_positions(numpy.zeros(4), numpy.arange(8.0), measure, leaf=math.inf, counter=counted)
+    assert counted == {"scan": 4 * 8, "sort": 8 * 3}  # of numbers that are in no order, n log2 n
+    ranking.worst_ranking(numpy.arange(12.0), numpy.arange(12) < 4, measure, leaf=0, counter=(counted := Counter()))
+    assert counted["sort"] == 4 * 2  # the positives'; the negatives are not sorted
 
 
 @pytest.mark.parametrize(("p", "n"), [(1, 3), (2, 2), (2, 3), (3, 2)])

@@ -367,6 +367,13 @@ def test_refusals(arguments, said):
     assert said in str(error.value)
 
 
+def test_a_scale_in_a_tensor_is_taken_in_the_type_of_the_residuals():
+    f, y = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
+    half = torch.full((2,), 0.3).half()
+    assert torch.equal(tukey(f, y, scale=half), tukey(f, y, scale=half.float()))
+    assert tukey(f, y, scale=half.double()).dtype == torch.float32
+
+
 def test_a_scale_must_be_positive_in_a_tensor_too():
     """A tensor is not read, so that nothing waits for a GPU; where it is 0 the value and the gradient are 0."""
     f, y = sample(4)

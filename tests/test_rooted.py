@@ -61,6 +61,12 @@ def test_naive_bounded_form_has_no_gradient_once_the_probability_underflows(dtyp
     assert torch.autograd.grad(stable.sum(), logits)[0].isfinite().all()
 
 
+def test_margin_losses_from_their_definitions_and_at_their_defaults():
+    u = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    torch.testing.assert_close(CONVEX(u), 3 * ((1 + torch.exp(-u)) ** (1 / 3) - 1))
+    torch.testing.assert_close(BOUNDED(u), 3 * (1 - torch.sigmoid(u) ** (1 / 3)))
+
+
 @pytest.mark.parametrize("k", [1e4, 1e7])
 def test_large_k_loses_no_digits(k):
     """float32 against float64. The naive form subtracts two numbers near k and is left with none of its digits."""

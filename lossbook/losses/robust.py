@@ -110,13 +110,15 @@ def js(logits: Tensor, target: Tensor, *, pi: float = 0.7) -> Tensor:
 def _logs_of_mixture(log_ratio: Tensor, pi: float) -> tuple[Tensor, Tensor]:
     """ln(m / p) and ln(m / y) from ln(y / p), with m = π y + (1 - π) p; for a π near 0 or 1 they keep their digits.
 
-    The slope of ln(m / y) keeps its digits, too, where p is small: all of the gradient of a class is there.
+    The slope of ln(m / y) keeps its digits, too, where p is small: all of the gradient of a class is there. So does the
+    one of ln(m / p) where y is small: the gradient in y is what the two slopes leave of each other, over y.
     The ratio is cut to e^-60 ... e^80, the first far below the least 1 - π, which is e^-36.
     """
     log_ratio = log_ratio.clamp(-60, 80)  # e^80 fits float32, and with ln 0 there would be no second derivative
     if pi > 0.5:
         over_y = torch.log1p((pi - 1) * one_minus_exp(-log_ratio))
-        return over_y + log_ratio, over_y
+        far = torch.log(1 - pi + pi * torch.exp(log_ratio))
+        return torch.where(log_ratio < -1, far, over_y + log_ratio), over_y
     near = torch.log1p((1 - pi) * torch.expm1((-log_ratio).clamp_min(-1)))
     over_y = torch.where(log_ratio < 1, near, torch.log(pi + (1 - pi) * torch.exp(-log_ratio)))
-    return torch.log1p(pi * torch.expm1(log_ratio)), over_y
+    return torch.log1p(-pi * one_minus_exp(log_ratio)), over_y
