@@ -48,6 +48,8 @@ def test_psnr_of_an_offset_and_sharpness_of_half_the_contrast():
     assert judged(images / 2, images)["sharpness"] == pytest.approx(0.5)
     board = (torch.arange(8)[:, None] + torch.arange(8)) % 2
     assert roughness(board.float()[None, None]) == 1
+    slope = torch.tensor([0.0, 0.3, 0.6]).expand(1, 1, 3, 3)  # one direction is as good as the other
+    assert roughness(slope).item() == pytest.approx(0.15) == roughness(slope.mT).item()
 
 
 @pytest.mark.parametrize("factor", [2, 4])

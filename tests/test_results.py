@@ -139,6 +139,8 @@ def test_provenance_leaves_out_how_many_networks_went_together():
     rows = pandas.DataFrame({"device": devices, "torch": "2.11", "mode": ["fast", "fast", "exact"]})
     found = results.provenance(rows, ["mode"]).set_index("device")["runs"]
     assert found.to_dict() == {"one GPU, driver 1": 2, "a CPU, 1 thread": 1}
+    rows = pandas.DataFrame({"device": "a CPU, 1 thread", "torch": ["2.11", "2.12", "2.12"], "mode": "exact"})
+    assert results.provenance(rows, ["mode"]).set_index("torch")["runs"].to_dict() == {"2.11": 1, "2.12": 2}
 
 
 # --- tables and figures as they are read ------------------------------------------------------------------------

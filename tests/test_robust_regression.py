@@ -410,6 +410,7 @@ def test_corruption_is_a_share_one_sided_and_nested():
     for share in (0.0, 0.1, 0.4):
         given, wrong = experiment.corrupt(targets, share, torch.Generator().manual_seed(0))
         assert wrong.sum() == round(1000 * share) and not given[~wrong].any()
+        assert not share or (2 <= given[wrong].min() < 2.05 and 5.9 < given[wrong].max() <= 6)
         assert ((given[wrong] >= 2) & (given[wrong] <= 6)).all()
         masks.append(wrong)
     assert (masks[2] | ~masks[1]).all()

@@ -53,6 +53,21 @@ def test_hessian_is_that_of_autograd(loss):
     assert_close(rooted_linear.hessian(rows, loss, weights, 0.1), wanted)
 
 
+def test_a_step_is_one_over_the_smoothness_of_the_penalised_risk():
+    rows = training_rows()
+    penalty = torch.tensor([10.0], dtype=torch.float64)
+    walk = rooted_linear.descent(rows, rooted_linear.margin_loss("logistic"), torch.ones_like(penalty), penalty)
+    (_, gradient), (weights, _) = next(walk), next(walk)
+    smoothness = torch.linalg.eigvalsh(rows.T @ rows / len(rows))[-1] / 4 + 10
+    torch.testing.assert_close(weights, -gradient / smoothness)
+
+
+@pytest.mark.parametrize(("name", "positive"), [("iris", 50), ("wine", 71), ("breast_cancer", 357), ("digits", 183)])
+def test_positive_is_the_class_that_is_said(name, positive):
+    (_, y), (_, tested) = rooted_linear.examples(name, 0)
+    assert (torch.cat([y, tested]) == 1).sum() == positive
+
+
 def test_condition_number():
     assert rooted_linear.condition(torch.diag(torch.tensor([2.0, 8.0, 4.0]))) == 4
     assert math.isnan(rooted_linear.condition(torch.diag(torch.tensor([-1.0, 8.0]))))

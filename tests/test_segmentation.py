@@ -163,6 +163,9 @@ def test_profiles_give_every_loss_the_same_runs(profile):
         assert len(set(map(frozenset, of_loss.values()))) == 1 and len(part) == len(set(part))
     assert {one.seed for one in runs.tuning} <= {sweep.TUNING_SEED}
     assert {one.loss for one in runs.grid} >= {"bce", "focal", "dice", "bce_dice", "focal_dice"}
+    if profile == "paper":  # tuned where foreground is rarest; for longer runs "given time" stands in the verdict
+        (short,) = {one.epochs for one in runs.tuning}
+        assert {one.share for one in runs.tuning} == {0.01} and {one.epochs for one in runs.grid} == {short, 5 * short}
 
 
 def test_smoke_profile_runs(tmp_path):

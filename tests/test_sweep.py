@@ -361,8 +361,9 @@ def test_published_rows_are_run_again_where_that_is_asked_for(tmp_path, monkeypa
     results.publish("noisy_labels", folder=tmp_path / "here")
     kept = results.published("noisy_labels").set_index("hash")["seconds"]
     assert kept.to_dict() == second.set_index("hash")["seconds"].to_dict()
-    monkeypatch.setenv("LOSSBOOK_AFRESH", "0")
-    assert not results.afresh()
+    for word in ("", "0", "no", "No", "false", "FALSE"):
+        monkeypatch.setenv("LOSSBOOK_AFRESH", word)
+        assert not results.afresh()
 
 
 def test_a_diverged_run_does_not_stop_the_rest(tmp_path):
@@ -601,6 +602,18 @@ def test_without_momentum_steps_are_ten_times_as_long():
     assert rates["without dropout"] == rates["without weight decay"] == whole and len(whole) == 5
     for variant in ("without momentum", "without all three"):
         assert rates[variant] == pytest.approx([10 * rate for rate in whole])
+
+
+def test_operations_are_those_of_three_passes():
+    assert sweep._operations("digits", "mlp") == 3 * 2 * (64 * 256 + 2 * 256 * 256 + 256 * 10)
+
+
+def test_an_outlook_counts_no_more_processes_than_runs(monkeypatch, tmp_path):
+    plan = sweep.plan("noisy_labels", "smoke", out=tmp_path)
+    plan = replace(plan, tuning=(), grid=plan.grid[:2])
+    monkeypatch.setattr(sweep, "expected_seconds", lambda run, rows: (500.0, "measured"))
+    line = sweep.outlook([plan], workers=8).iloc[0]
+    assert line["minutes"] == pytest.approx(500 / 60) and line["pieces"] == 2  # of under eight minutes
 
 
 def test_cost_of_a_task_is_known_from_another_machine_or_not_at_all(monkeypatch):

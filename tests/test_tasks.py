@@ -1,5 +1,6 @@
 """Which data a task trains on, chooses by and is judged on; and the units of what it says."""
 
+import itertools
 import math
 import re
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from lossbook import data, judges, models, style_gan, tasks
+from lossbook.losses import hypersphere
 from lossbook.tasks import (
     distances,
     epochs,
@@ -175,18 +177,48 @@ def test_sharpening_is_chosen_on_held_out_images_and_judged_on_the_test_set(monk
     assert torch.equal(next(judge.network.parameters()), next(classify.parameters()))
 
 
+def test_originals_restored_and_interpolated_images_are_each_judged(monkeypatch):
+    monkeypatch.setattr(
+        perceptual,
+        "judgement",
+        lambda images, original, **rest: {"accuracy": 1.0 if torch.equal(images, original) else 0.25},
+    )
+    row = PERCEPTUAL.run(CPU)
+    assert row["original_accuracy"] == 1 and row["accuracy"] == row["interpolated_accuracy"] == 0.25
+
+
 # --- pod ------------------------------------------------------------------------------------------------------
 
 
 def test_heads_are_chosen_on_validation_images_and_judged_on_the_test_set(recorded):
     judged = recorded(pod, "accuracy", lambda head, features, labels: labels)
     probed = recorded(pod, "collapse", lambda features, labels, n: labels)
-    task = replace(LATENT, seed=3)
+    shown_images = recorded(pod.Latent, "features", lambda task, network, images: images)
+    task = replace(LATENT, augment="shift_flip", seed=3)
     task.run(CPU)
     split = prepare(task.config(), CPU)
     held, shown = split.labels[split.validation], split.labels[split.train[:PROBE]]
     assert len(judged) == 3 and torch.equal(judged[0], held) and torch.equal(judged[1], held)
     assert torch.equal(judged[2], split.test_labels) and torch.equal(probed[0], shown)
+    assert torch.equal(shown_images[0], split.images[split.train[:PROBE]])  # as they are, not as an epoch saw them
+
+
+def test_the_delta_of_pod_hears_of_every_epoch(recorded):
+    ended = recorded(hypersphere.Pod, "end_epoch")
+    replace(LATENT, epochs=3).run(CPU)
+    assert len(ended) == 3
+
+
+@pytest.mark.parametrize(
+    ("module", "measure", "task", "curve"),
+    [(pod, "accuracy", LATENT, "validation_accuracy_curve"), (segmentation, "iou", SEGMENTATION, "validation_curve")],
+)
+def test_the_last_epoch_is_what_chooses(module, measure, task, curve, monkeypatch):
+    """Where it falls from epoch to epoch: no better one before is taken."""
+    falls = itertools.count(1)
+    monkeypatch.setattr(module, measure, lambda *given: 1 / next(falls))
+    row = replace(task, epochs=3).run(CPU)
+    assert row["validation_score"] == row[curve][-1] == 1 / 3
 
 
 def test_heads_and_backbones_of_two_seeds_differ_and_augmentation_is_of_every_epoch(recorded):
@@ -205,10 +237,12 @@ def test_heads_and_backbones_of_two_seeds_differ_and_augmentation_is_of_every_ep
 def test_a_rate_is_chosen_on_validation_images_and_the_result_is_of_the_test_set(recorded):
     judged = recorded(ranking, "average_precision", lambda scores, relevant: relevant.bool())
     task = replace(RANKING, seed=3)
-    task.run(CPU)
+    row = task.run(CPU)
     loaded = data.load("digits")
     labels, tested = (torch.from_numpy(y).long() for y in (loaded.y_train, loaded.y_test))
-    held = labels[task.split(labels)[1]] == task.rare
+    train, validation = task.split(labels)
+    held = labels[validation] == task.rare
+    assert row["positives"] == (labels[train] == task.rare).sum()
     assert (
         len(judged) == 6 and all(torch.equal(one, held) for one in judged[:5]) and torch.equal(judged[5], tested == 3)
     )
@@ -245,6 +279,12 @@ def test_units_and_parts_of_robust_regression(monkeypatch):
     assert torch.equal(tested, data.to_tensor(loaded.x_test)) and len(trained) + len(held) == len(loaded.x_train)
     both = torch.cat([trained, held]).flatten(1)
     assert torch.equal(both.sort(0).values, data.to_tensor(loaded.x_train).flatten(1).sort(0).values)
+
+
+def test_every_part_of_robust_regression_is_moved_by_chances_of_its_own(recorded):
+    asked = recorded(robust_regression, "generator", lambda purpose, seed: purpose)
+    REGRESSION.run(CPU)
+    assert len(asked) == len(set(asked)) == 6
 
 
 # --- segmentation ---------------------------------------------------------------------------------------------
@@ -313,6 +353,23 @@ def test_penalty_and_step_are_chosen_on_held_out_labels(recorded):
     assert {tuple(row.abs().tolist()) for row in torch.cat([held, rows])} == {tuple(row.abs().tolist()) for row in x}
     curvature = rooted_linear.curvature(rooted_linear.margin_loss(LINEAR.loss))
     assert sorted(set(steps.tolist())) == pytest.approx([step / (4 * curvature) for step in rooted_linear.NOISE_STEPS])
+
+
+def test_held_out_labels_are_turned_as_those_in_training_are(recorded):
+    judged = recorded(rooted_linear, "accuracies", lambda weights, x, y: (x, y))
+    replace(LINEAR, flips=0.4).run(CPU)
+    (x, y), _ = rooted_linear.examples("overlapping", 0)
+    label = {tuple(one.tolist()): sign for one, sign in zip(x, y.tolist(), strict=True)}
+    turned = [label[tuple(one.tolist())] != sign for one, sign in zip(*judged[0], strict=True)]
+    assert 0.2 < numpy.mean(turned) < 0.6
+
+
+def test_a_noisy_problem_is_walked_for_its_iterations(monkeypatch):
+    monkeypatch.setattr(rooted_linear, "NOISE_ITERATIONS", 7)
+    asked, descent = [], rooted_linear.descent
+    monkeypatch.setattr(rooted_linear, "descent", lambda *given: (asked.append(1) or pair for pair in descent(*given)))
+    LINEAR.run(CPU)
+    assert len(asked) == 8  # the beginning, and as many steps
 
 
 def test_of_equals_the_larger_penalty_and_the_smaller_step(monkeypatch):
@@ -384,6 +441,27 @@ def test_the_penalty_counts_as_if_it_were_taken_at_every_step(monkeypatch):
     made.critic.weight.register_hook(lambda slope: slopes.append(slope.item()))
     list(rooted_gan.fit(made, torch.ones(20, 1, 2, 2), replace(FINE_TUNING, gamma=3.0, steps=16), "fine-tuning"))
     assert sum(slopes) == pytest.approx(16 * 3.0 / 2)  # gamma / 2 a step
+
+
+def test_the_lowest_margin_is_that_of_all_pieces(monkeypatch):
+    fit = rooted_gan.fit
+
+    def lower(*given):
+        for (end, values), lowest in zip(fit(*given), (-5.0, -1.0), strict=False):
+            yield end, values | {"lowest_margin": lowest}
+
+    monkeypatch.setattr(rooted_gan, "fit", lower)
+    assert replace(FINE_TUNING, steps=2, pieces=2).run(CPU)["lowest_margin"] == -5
+
+
+def test_the_critic_pays_for_real_and_for_made_images():
+    begin = replace(FINE_TUNING, steps=1, pieces=1)
+    ((_, values),) = rooted_gan.fit(networks(), torch.ones(20, 1, 2, 2), begin, "fine-tuning")
+    assert values["critic_loss"] == pytest.approx(2 * math.log(2))  # of margins of zero
+
+
+def test_the_judge_of_generators_knows_its_classes():
+    assert rooted_gan._judge("digits", "56789", 60, CPU).accuracy > 0.9
 
 
 def test_pretraining_sees_none_of_the_classes_that_come_later(monkeypatch):

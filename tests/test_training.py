@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def test_dropout_is_drawn_from_the_seed_of_the_run():
     network = models.create("mlp_dropout", (1, 8, 8), 10).eval()
     plain = models.create("mlp", (1, 8, 8), 10)
     images = torch.rand(5, 1, 8, 8)
+    assert [layer.p for layer in network if isinstance(layer, nn.Dropout)] == [0.2, 0.5, 0.5, 0.5]
     assert torch.equal(network(images), plain(images)) and not torch.equal(network.train()(images), plain(images))
 
 
@@ -176,6 +178,17 @@ def test_image_noise_differs_from_seed_to_seed_where_it_is_drawn(kind):
     assert one.test is other.test
 
 
+def test_the_panel_is_the_test_images_at_its_own_levels():
+    """Whatever the training images have, and each set with a generator of its own."""
+    loaded, mean, std = data.load_with_statistics("digits")
+    clean = data.to_tensor(loaded.x_test)
+    split = prepare(Config(image_noise="blur", image_level=1.5, panel=True, seed=3), CPU)
+    assert len(split.panel) == len(training.PANEL)
+    for (kind, level), seen in split.panel.items():
+        damaged = noise.corrupt_images(clean, kind, level, training.generator(f"panel {kind} {level}", 3))
+        torch.testing.assert_close(seen, data.standardise(damaged, mean, std))
+
+
 @pytest.mark.parametrize("kind", ["symmetric", "pair", "ring"])
 def test_realised_noise_rate_is_binomial(kind):
     split = prepare(Config(noise_kind=kind, noise_rate=0.4, seed=3), CPU)
@@ -193,6 +206,7 @@ def test_row():
         assert len(row[f"{curve}_curve"]) == 2
     assert row["test_accuracy"] == row["test_accuracy_curve"][-1]
     assert row["best_test_accuracy"] == max(row["test_accuracy_curve"])
+    assert row["images_per_second"] * row["seconds"] == pytest.approx(2 * 4 * 64)  # epochs, steps, a batch
     assert all(m + r <= 1 for m, r in zip(row["memorised_curve"], row["recovered_curve"], strict=True))
     assert len(row["panel_noise"]) == len(row["panel_accuracy"]) == len(training.PANEL)
     assert all(0 <= value <= 1 for value in row["panel_accuracy"])
@@ -208,6 +222,7 @@ def test_divergence_is_recorded():
     row = train(Config(**{**SMALL, "epochs": 5}, optimiser="sgd", learning_rate=1e25), CPU)
     assert row["status"] == "diverged" and not math.isfinite(row["train_loss_curve"][-1])
     assert len(row["train_loss_curve"]) < 5
+    assert row["images_per_second"] * row["seconds"] == pytest.approx(len(row["train_loss_curve"]) * 4 * 64)
     # in its last step, after which no loss is taken
     row = train(Config(train_size=20, batch_size=18, epochs=1, optimiser="sgd", learning_rate=1e30), CPU)
     assert row["status"] == "diverged" and math.isfinite(row["train_loss_curve"][-1])
@@ -251,6 +266,12 @@ def test_stacked_runs_give_the_rows_of_single_ones(changes):
         for name in ("hash", "loss", "seed", "realised_noise_rate", "parameters", "panel_noise", "status"):
             assert row[name] == one[name]
         assert "6 networks together" in row["device"] and "together" not in one["device"]
+
+
+def test_a_stack_has_its_seconds_once():
+    begin = time.perf_counter()
+    rows = train_together([Config(**SMALL, seed=seed) for seed in range(8)], CPU)
+    assert sum(row["seconds"] for row in rows) < time.perf_counter() - begin
 
 
 def test_a_run_that_diverges_leaves_its_neighbours_alone(monkeypatch):
@@ -366,6 +387,16 @@ def test_airbench_network():
         nn.functional.conv2d(images.repeat(1, 8, 1, 1), identity, padding=1), images.repeat(1, 8, 1, 1)
     )
     assert network(images).shape == (50, 10) and not network[0].weight.requires_grad
+    network.eval()
+    torch.testing.assert_close(9 * network(images), nn.Sequential.forward(network, images))
+    assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.4}
+
+
+def test_resnet_begins_at_the_full_resolution_of_small_images():
+    network, seen = models.create("resnet18", (3, 32, 32), 10).eval(), []
+    network.layer1.register_forward_hook(lambda module, given, found: seen.append(given[0].shape))
+    network(torch.zeros(1, 3, 32, 32))
+    assert seen == [(1, 64, 32, 32)]
 
 
 def test_threads_of_a_long_run(monkeypatch):
@@ -575,6 +606,17 @@ def test_views_are_the_mirror_image_and_shifts():
     shifted = sum(torch.tensor(row) for row in ([1, 3, 2, 0], [1, 3, 2, 0], [3, 1, 3, 2], [3, 2, 0, 2])).double()
     assert predict(Middle(), [constant], "exact", 6)[0, 0].argmax() == (shifted + shifted.flip(0)).argmax()
 
+    class First(torch.nn.Module):
+        def forward(self, batch):
+            return batch[..., 0, 0, :]
+
+    image = torch.rand(1, 1, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    padded = nn.functional.pad(image[0], (1, 1, 1, 1), mode="reflect")[0, 0]
+    moved = [padded[0, :-2], padded[2, 2:]]  # up and to the left, down and to the right
+    plain = [image[0, 0, 0, 0]] * 2 + moved
+    mirrored = [image[0, 0, 0, 0].flip(0)] * 2 + [row.flip(0) for row in moved]
+    torch.testing.assert_close(predict(First(), [image], "exact", 6)[0, 0], sum(plain + mirrored) / 8)
+
 
 def test_each_seed_permutes_the_classes_anew():
     made = [make_loss(Config(loss="fourier(placement='permuted')", seed=seed), 10) for seed in range(5)]
@@ -747,6 +789,14 @@ def test_rescaled_calibration_is_that_of_logits_times_the_factor(recorded):
     (plain, labels), (rescaled, _) = given
     torch.testing.assert_close(rescaled, plain * 1.5)
     assert torch.equal(labels, torch.from_numpy(data.load("digits").y_test).long())
+
+
+def test_each_calibration_stands_in_its_column(monkeypatch):
+    numbers = iter([(1.0, 0.1), (2.0, 0.2)])
+    monkeypatch.setattr(training, "calibration", lambda *given: next(numbers))
+    row = train(Config(**SMALL, loss="rooted_logistic(k=2)"), CPU)
+    names = ("nll", "calibration_error", "nll_rescaled", "calibration_error_rescaled")
+    assert [row[name] for name in names] == [1.0, 0.1, 2.0, 0.2]
 
 
 def test_image_noise_reaches_the_network():
