@@ -201,6 +201,20 @@ def test_rows_of_other_processors_stay(costs, monkeypatch, tmp_path):
         np.testing.assert_allclose(rows["seconds"], factor * costs["seconds"], rtol=1e-3)
 
 
+def test_processes_share_the_clock_of_a_grid(monkeypatch):
+    """A run of three seconds in one of two processes, of two epochs: the first run of each process does not count."""
+
+    def trained(stacks, workers):
+        return [
+            [dict(seed=c.seed, seconds=3.0 if c.seed < 1000 else 99.0, test_accuracy=0.5) for c in s] for s in stacks
+        ]
+
+    monkeypatch.setattr(bench.sweep, "trained", trained)
+    configs = [bench.training.Config(epochs=2, seed=seed) for seed in range(4)]
+    seconds, accuracy, _ = bench._grid_seconds(configs, torch.device("cpu"))
+    assert (seconds, accuracy) == (3 / 2 / 2, 0.5)
+
+
 def test_grid_of_runs_does_what_the_loop_does():
     """Both learn; our runs see every training image; either mode has its row; the loop's accuracy stands beside."""
     table = bench.many_runs(quick=True)

@@ -42,6 +42,20 @@ def test_the_judge_of_equal_images(channels, size):
     assert found == pytest.approx({"ssim": 1, "accuracy": 1, "judge_error": 0, "sharpness": 1}, abs=1e-6)
 
 
+@pytest.mark.parametrize(("size", "sigma", "span"), [(32, 1.5, 11), (8, 0.5, 5)])
+def test_ssim_from_its_definition(size, sigma, span):
+    """Wang et al. 2004, with the published window where it fits the images, which are reflected at their border."""
+    x, y = some_images(size=size), some_images(size=size).roll(1, 0)
+    bell = torch.exp(-(torch.linspace(-(span // 2), span // 2, span) ** 2) / (2 * sigma**2))
+    window = torch.outer(bell, bell)[None, None] / bell.sum() ** 2
+    a, b, aa, bb, ab = (
+        F.conv2d(F.pad(z, [span // 2] * 4, mode="reflect"), window) for z in (x, y, x * x, y * y, x * y)
+    )
+    light = (2 * a * b + 0.01**2) / (a**2 + b**2 + 0.01**2)
+    structure = (2 * (ab - a * b) + 0.03**2) / (aa - a**2 + bb - b**2 + 0.03**2)
+    assert judged(x, y)["ssim"] == pytest.approx((light * structure).mean().item(), abs=1e-4)
+
+
 def test_psnr_of_an_offset_and_sharpness_of_half_the_contrast():
     images = some_images()
     assert judged(images + 0.1, images)["psnr"] == pytest.approx(20, abs=1e-3)  # -10 log10 0.1²

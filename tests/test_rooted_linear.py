@@ -68,6 +68,14 @@ def test_positive_is_the_class_that_is_said(name, positive):
     assert (torch.cat([y, tested]) == 1).sum() == positive
 
 
+def test_overlapping_classes_are_a_logistic_model_of_slope_three():
+    from sklearn.linear_model import LogisticRegression
+
+    parts = [torch.cat(part) for part in zip(*rooted_linear.examples("overlapping", 0), strict=True)]
+    fitted = LogisticRegression(C=1e6).fit(parts[0][:, :-1], parts[1])
+    assert numpy.linalg.norm(fitted.coef_) == pytest.approx(3, rel=0.15)
+
+
 def test_condition_number():
     assert rooted_linear.condition(torch.diag(torch.tensor([2.0, 8.0, 4.0]))) == 4
     assert math.isnan(rooted_linear.condition(torch.diag(torch.tensor([-1.0, 8.0]))))
