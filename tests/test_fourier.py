@@ -637,6 +637,7 @@ def test_the_kernel_of_a_cpu_is_for_plain_tensors_alone(cache):
     assert spectral._kernel_for(logits.double(), labels) is None
     assert spectral._kernel_for(torch.zeros(4, 129), labels) is None
     assert spectral._kernel_for(logits, labels.to("meta")) is None
+    assert spectral._kernel_for(logits, labels.as_subclass(type("Marked", (torch.Tensor,), {}))) is None
     with FakeTensorMode(allow_non_fake_inputs=True):  # which has no memory to read
         made = torch.zeros(4, 10), torch.arange(4)
         assert losses.fourier(*made).shape == (4,)

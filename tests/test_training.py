@@ -98,13 +98,13 @@ def test_dropout_is_drawn_from_the_seed_of_the_run():
     assert torch.equal(network(images), plain(images)) and not torch.equal(network.train()(images), plain(images))
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
-def test_transformer(shape):
+@pytest.mark.parametrize(("shape", "patches"), [((1, 8, 8), 16), ((1, 28, 28), 49), ((3, 32, 32), 64)])
+def test_transformer(shape, patches):
     """The seed decides it, every parameter of it is trained, and grey images enter at the scale of coloured ones."""
     one, other = (models.create("vit", shape, 10, seed=3) for _ in range(2))
     images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert 0.5 < one.conv_proj(images).std() < 2
+    assert 0.5 < one.conv_proj(images).std() < 2 and one.conv_proj(images)[0, 0].numel() == patches
     nn.functional.cross_entropy(one(images), torch.arange(4)).backward()
     assert one(images).shape == (4, 10) and all(p.grad is not None for p in one.parameters())
 
