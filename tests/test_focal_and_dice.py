@@ -88,6 +88,13 @@ def test_monai_divides_the_softmax_focal_by_the_classes(classes):
     assert theirs * classes == pytest.approx(losses.focal(x, y, gamma=2.0).mean().item(), rel=1e-5)
 
 
+def test_one_against_rest_takes_its_gamma():
+    z = sympy.symbols("z_:3", real=True)
+    general = derived.one_against_rest(z, 1)
+    for gamma in (0, 2):
+        assert derived.one_against_rest(z, 1, gamma) == general.subs(derived.gamma, gamma)
+
+
 @settings(deadline=None, max_examples=30)
 @given(seed=seeds, gamma=st.floats(0.1, 5), classes=st.integers(2, 6))
 def test_one_against_rest_is_torchvisions_and_no_softmax(seed, gamma, classes):

@@ -710,6 +710,12 @@ def test_slopes_in_radius_and_angle_equal_autograd(r, c, delta):
         assert found[1].item() == pytest.approx(stated[1], **tolerance)
 
 
+def test_distance_of_vectors_is_that_of_length_and_cosine():
+    z, a = [sympy.Integer(1), sympy.Integer(2)], [sympy.Rational(3, 5), sympy.Rational(4, 5)]
+    length, cosine = sympy.sqrt(5), sympy.Rational(11, 5) / sympy.sqrt(5)
+    assert sympy.simplify(derived.distance_of_vectors(z, a, 2) - derived.distance(length, cosine, 2)) == 0
+
+
 @pytest.mark.parametrize("n", range(2, 13))
 def test_symbolic_gradient_equals_autograd(n):
     z, a = (list(derived.vectors(letter, 1, n)) for letter in "za")
