@@ -101,6 +101,11 @@ def caption(figure: Figure, text: str) -> None:
     figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=7.5, color="#444444")
 
 
+def mark_levels(axis, levels: Iterable[float]) -> None:
+    """A tick at each level of a damage; those close to zero, which would touch, have no number."""
+    axis.set_xticks(levels, [f"{x:g}" if x == 0 or 7 * x >= max(levels) else "" for x in levels])
+
+
 def label_below(panels, text: str) -> None:
     """The x label of panels that stand side by side, written once, under their middle."""
     panels[len(panels) // 2].set_xlabel(text, x=0.5 if len(panels) % 2 else -0.05)
@@ -423,7 +428,7 @@ def accuracy_by_image_noise(rows: pandas.DataFrame) -> Figure:
                 levels = numpy.array([0.0, *by_level.groups])
                 apart = 0.009 * levels[-1] * (number - (len(shown) - 1) / 2)  # so that no bar hides another
                 _with_intervals(axis, levels + apart, [clean, *(runs for _, runs in by_level)], loss)
-            axis.set_xticks(levels, [f"{x:g}" if x == 0 or 5 * x >= levels[-1] else "" for x in levels])
+            mark_levels(axis, levels)
         line[0].set_ylim(top=min(line[0].get_ylim()[1], 100.5))
         line[0].set_ylabel(f"{title(dataset)}\ntest accuracy (%)")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
